@@ -1,0 +1,158 @@
+//! Parses, asks the store, answers. One file per group of routes; nothing here writes SQL, and
+//! nothing here pushes to a stream.
+
+pub mod accept;
+mod claims;
+mod extract;
+mod health;
+mod problem;
+mod stream;
+mod tasks;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
+
+use crate::domain::ReplicaId;
+use crate::maintenance::seen::Seen;
+use crate::metrics::Metrics;
+use crate::push::hub::Hub;
+use crate::push::listener::Proof;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+use problem::Problem;
+
+/// A request has this long to arrive and be answered. Streams have no end; only their beginning has.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Batches that are read and inserted at the same time: each may be 32 MiB.
+const BATCHES_IN_FLIGHT: usize = 4;
+
+/// What handlers need. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+/// The parts of an [`App`].
+#[expect(missing_docs, reason = "each is documented at its type")]
+pub struct Shared {
+    pub store: Store,
+    pub hub: Arc<Hub>,
+    pub seen: Arc<Seen>,
+    pub metrics: Arc<Metrics>,
+    pub proof: Proof,
+    pub shutdown: Shutdown,
+    pub replica_id: ReplicaId,
+    pub streams: StreamSettings,
+    batches: Semaphore,
+}
+
+/// What the settings say about streams.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamSettings {
+    /// Off: 503.
+    pub enabled: bool,
+    /// A `keepalive` event after this much silence.
+    pub keepalive: Duration,
+    /// Announcements that may be outstanding on one stream.
+    pub window: usize,
+}
+
+impl App {
+    /// Puts the parts together.
+    #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller, and each part is of its own type"
+    )]
+    pub fn new(
+        store: Store,
+        hub: Arc<Hub>,
+        seen: Arc<Seen>,
+        metrics: Arc<Metrics>,
+        proof: Proof,
+        shutdown: Shutdown,
+        replica_id: ReplicaId,
+        streams: StreamSettings,
+    ) -> Self {
+        let batches = Semaphore::new(BATCHES_IN_FLIGHT);
+        Self(Arc::new(Shared {
+            store,
+            hub,
+            seen,
+            metrics,
+            proof,
+            shutdown,
+            replica_id,
+            streams,
+            batches,
+        }))
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App")
+            .field("replica_id", &self.replica_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Every route.
+#[must_use]
+pub fn router(app: App) -> Router {
+    Router::new()
+        .merge(tasks::router())
+        .merge(claims::router())
+        .merge(workers::router())
+        .merge(stream::router())
+        .merge(health::router())
+        .fallback(route_not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+async fn route_not_found(method: Method, uri: Uri) -> Problem {
+    Problem::RouteNotFound {
+        method: method.to_string(),
+        path: uri.path().to_owned(),
+    }
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    Problem::MethodNotAllowed {
+        method: method.to_string(),
+        path: uri.path().to_owned(),
+    }
+}
+
+/// Holds every request to its deadline, and counts and logs its answer.
+async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let begun = std::time::Instant::now();
+    let response = match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::TooSlow {
+            seconds: REQUEST_DEADLINE.as_secs(),
+        }
+        .into_response(),
+    };
+    let status = response.status().as_u16();
+    app.metrics.response(status);
+    tracing::debug!(%method, path, status, ms = begun.elapsed().as_millis(), "answered");
+    response
+}

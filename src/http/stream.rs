@@ -1,0 +1,197 @@
+//! `GET /v1/worker/tasks/stream`: a worker's open line.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::time::{Instant, Sleep};
+
+use super::App;
+use super::extract::{Caller, Params, header_or_param};
+use super::problem::Problem;
+use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, Invalid};
+use crate::domain::routing::parse_list;
+use crate::domain::{ConnectionId, WorkerId};
+use crate::push::frames;
+use crate::push::hub::{Hub, Stream};
+use crate::store::{Opened, StoreError, StreamAsk};
+
+/// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
+/// do not come back at once.
+const RETRY_MS: std::ops::Range<u64> = 500..3_000;
+
+pub(super) fn router() -> Router<App> {
+    Router::new().route("/v1/worker/tasks/stream", get(open))
+}
+
+async fn open(
+    State(app): State<App>,
+    caller: Caller,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if !app.streams.enabled {
+        return Err(Problem::StreamsDisabled);
+    }
+    if app.shutdown.is_draining() {
+        return Err(Problem::Draining);
+    }
+    let both = |header, param| header_or_param(&headers, header, &params, param);
+    if both("x-worker-slots", "slots")?.is_some() {
+        return Err(Problem::SlotsNotServed);
+    }
+    let list = |text: Option<&str>, field, max| {
+        text.map(|text| parse_list(field, text, max))
+            .transpose()
+            .map_err(Problem::BadParameter)
+    };
+    let name = both("x-agent-name", "agent_name")?;
+    if let Some(name) = name {
+        limits::check_name("agent_name", name).map_err(Problem::BadParameter)?;
+    }
+    let ask = StreamAsk {
+        worker_id: caller
+            .worker_if_named(None)?
+            .unwrap_or_else(WorkerId::generate),
+        name: name.map(str::to_owned),
+        codebases: list(
+            both("x-codebases", "codebases")?,
+            "codebases",
+            CODEBASES_MAX,
+        )?,
+        capabilities: list(
+            both("x-capabilities", "capabilities")?,
+            "capabilities",
+            CAPABILITIES_MAX,
+        )?,
+        connection_id: ConnectionId::generate(),
+        replica_id: app.replica_id,
+    };
+    let wants_task = wants_task(params.get("events")?)?;
+
+    // In a task of its own: a client that hangs up here must not leave a presence without stream.
+    let body = tokio::spawn(subscribe(app, ask, wants_task))
+        .await
+        .map_err(|_| Problem::Store(StoreError::Busy))??;
+    let headers = [
+        (CONTENT_TYPE, "text/event-stream"),
+        (CACHE_CONTROL, "no-cache, no-transform"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::new(body)).into_response())
+}
+
+/// `?events=` chooses between the two events of a task: the announcement alone, or both.
+fn wants_task(events: Option<&str>) -> Result<bool, Problem> {
+    let Some(events) = events else {
+        return Ok(true);
+    };
+    let wanted: Vec<_> = events.split(',').map(str::trim).collect();
+    if !wanted.contains(&"task_available")
+        || wanted
+            .iter()
+            .any(|event| !["task_available", "task"].contains(event))
+    {
+        let detail = "must be `task_available` or `task_available,task`";
+        return Err(Problem::BadParameter(Invalid::new("events", detail)));
+    }
+    Ok(wanted.contains(&"task"))
+}
+
+async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamBody, Problem> {
+    let connection_id = ask.connection_id;
+    let routing = match app.store.stream_open(ask).await {
+        Ok(Opened::Open(routing)) => routing,
+        Ok(Opened::Superseded) => return Err(Problem::Superseded),
+        // The others have buried this replica; its next heartbeat brings it back.
+        Err(StoreError::Refused { .. }) => return Err(Problem::Store(StoreError::Busy)),
+        Err(error) => return Err(error.into()),
+    };
+    let keepalive = app.streams.keepalive;
+    let first = frames::connected(
+        &routing.worker_id,
+        connection_id,
+        app.replica_id,
+        keepalive.as_secs(),
+        rand::random_range(RETRY_MS),
+    );
+    tracing::info!(
+        target: "worker_sse", worker_id = %routing.worker_id, %connection_id,
+        codebases = routing.codebases.join(","), "stream opened"
+    );
+    let stream = app.hub.subscribe(
+        connection_id,
+        routing,
+        app.streams.window,
+        wants_task,
+        first,
+    );
+    if app.shutdown.is_draining() {
+        // The drain may have passed before this stream was there.
+        app.hub.end(&stream, frames::End::Draining);
+    }
+    Ok(StreamBody {
+        stream,
+        hub: Arc::clone(&app.hub),
+        keepalive,
+        silence: Box::pin(tokio::time::sleep(keepalive)),
+    })
+}
+
+/// The bytes of one stream: what its mailbox holds, and a keepalive when there was nothing.
+struct StreamBody {
+    stream: Arc<Stream>,
+    hub: Arc<Hub>,
+    keepalive: Duration,
+    silence: Pin<Box<Sleep>>,
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let frame = match self.stream.mailbox.poll_take(context) {
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(frame)) => {
+                if self.stream.mailbox.wants_refill() {
+                    self.hub.refill_one(self.stream.connection_id);
+                }
+                frame
+            }
+            Poll::Pending => {
+                if self.silence.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                frames::keepalive()
+            }
+        };
+        let next = Instant::now() + self.keepalive;
+        self.silence.as_mut().reset(next);
+        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+}
+
+impl Drop for StreamBody {
+    fn drop(&mut self) {
+        self.hub.unsubscribe(&self.stream);
+        tracing::info!(
+            target: "worker_sse", worker_id = %self.stream.worker_id,
+            connection_id = %self.stream.connection_id, "stream closed"
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! What `GET /metrics` tells (Prometheus text format). Counters are of this replica since its start.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// One label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusCode {
+    status: u16,
+}
+
+/// The metrics of one replica.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each carries its help text below")]
+pub struct Metrics {
+    registry: Registry,
+    pub streams_open: Gauge,
+    pub announcements: Counter,
+    pub tasks_created: Counter,
+    pub listener_losses: Counter,
+    streams_ended: Family<Outcome, Counter>,
+    claims: Family<Outcome, Counter>,
+    finishes: Family<Outcome, Counter>,
+    reaped: Family<Outcome, Counter>,
+    responses: Family<StatusCode, Counter>,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("taskwire");
+        let streams_open = Gauge::default();
+        let announcements = Counter::default();
+        let tasks_created = Counter::default();
+        let listener_losses = Counter::default();
+        let streams_ended = Family::default();
+        let claims = Family::default();
+        let finishes = Family::default();
+        let reaped = Family::default();
+        let responses = Family::default();
+        registry.register("streams_open", "Open worker streams", streams_open.clone());
+        registry.register(
+            "announcements",
+            "Tasks told to a worker",
+            announcements.clone(),
+        );
+        registry.register(
+            "tasks_created",
+            "Tasks created by API",
+            tasks_created.clone(),
+        );
+        registry.register(
+            "listener_losses",
+            "Lost LISTEN connections",
+            listener_losses.clone(),
+        );
+        registry.register(
+            "streams_ended",
+            "Streams that the server ended",
+            streams_ended.clone(),
+        );
+        registry.register("claims", "Claims by outcome", claims.clone());
+        registry.register("finishes", "Ends of claims by outcome", finishes.clone());
+        registry.register(
+            "reaped",
+            "Lapsed leases by what became of the task",
+            reaped.clone(),
+        );
+        registry.register(
+            "http_responses",
+            "HTTP responses by status",
+            responses.clone(),
+        );
+        Self {
+            registry,
+            streams_open,
+            announcements,
+            tasks_created,
+            listener_losses,
+            streams_ended,
+            claims,
+            finishes,
+            reaped,
+            responses,
+        }
+    }
+
+    /// Counts a stream that the server ended.
+    pub fn stream_ended(&self, outcome: &'static str) {
+        self.streams_ended.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a claim.
+    pub fn claim(&self, outcome: &'static str) {
+        self.claims.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts the end of a claim.
+    pub fn finish(&self, outcome: &'static str) {
+        self.finishes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts lapsed leases.
+    pub fn reaped(&self, outcome: &'static str, count: u64) {
+        self.reaped
+            .get_or_create(&Outcome { outcome })
+            .inc_by(count);
+    }
+
+    /// Counts a response.
+    pub fn response(&self, status: u16) {
+        self.responses.get_or_create(&StatusCode { status }).inc();
+    }
+
+    /// All of it, as Prometheus reads it.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

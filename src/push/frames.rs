@@ -1,0 +1,211 @@
+//! The bytes of Server-Sent Events
+//! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+//!
+//! What users wrote only ever stands in JSON, on one line, after `data: `; never in a name, an id or
+//! a comment. So no text can end an event or begin another.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::domain::{ConnectionId, ReplicaId, TaskId, WorkerId};
+use crate::store::{Cancellation, PushTask};
+
+/// Bytes of a pushed frame, at most (protocol S8).
+pub const FRAME_BYTES_MAX: usize = 16 * 1024;
+
+/// One event. `data` is JSON without line breaks: also without those that only some readers, such
+/// as Python's `splitlines`, take for one.
+fn event(name: &'static str, data: &impl Serialize) -> String {
+    // Unwrap safety: the types below are ours, have string keys and cannot fail to serialize.
+    let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
+    let json = if json.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+        json.replace('\u{85}', "\\u0085")
+            .replace('\u{2028}', "\\u2028")
+            .replace('\u{2029}', "\\u2029")
+    } else {
+        json
+    };
+    format!("event: {name}\ndata: {json}\n\n")
+}
+
+/// The two events of one claimable task, made once and shared by all streams that get them.
+#[derive(Clone, Debug)]
+pub struct TaskFrames {
+    /// `task_available`.
+    pub available: Bytes,
+    /// `task`, right after it.
+    pub task: Bytes,
+}
+
+impl TaskFrames {
+    /// Encodes a task for its push.
+    #[must_use]
+    pub fn new(push: &PushTask) -> Self {
+        Self {
+            available: available(push).into(),
+            task: whole(push).into(),
+        }
+    }
+}
+
+fn available(push: &PushTask) -> String {
+    let task = &push.task;
+    let mut data = json!({
+        "task_id": task.id,
+        "title": task.title,
+        "codebase_id": task.codebase_id,
+        "priority": task.priority,
+        "required_capabilities": task.required_capabilities,
+        "created_at": task.created_at,
+    });
+    let frame = event("task_available", &data);
+    if frame.len() <= FRAME_BYTES_MAX {
+        return frame;
+    }
+    leave_out(&mut data, &["required_capabilities"]);
+    event("task_available", &data)
+}
+
+fn whole(push: &PushTask) -> String {
+    if !push.is_large {
+        let frame = event("task", &push.task);
+        if frame.len() <= FRAME_BYTES_MAX {
+            return frame;
+        }
+    }
+    let mut data = json!(push.task);
+    leave_out(&mut data, &["prompt", "metadata", "error"]);
+    let frame = event("task", &data);
+    if frame.len() <= FRAME_BYTES_MAX {
+        return frame;
+    }
+    leave_out(&mut data, &["required_capabilities"]);
+    event("task", &data)
+}
+
+fn leave_out(data: &mut serde_json::Value, fields: &[&str]) {
+    if let Some(object) = data.as_object_mut() {
+        for field in fields {
+            object.remove(*field);
+        }
+        object.insert("partial".to_owned(), true.into());
+    }
+}
+
+/// The first event of a stream, with the hint how long to wait before a reconnect.
+#[must_use]
+pub fn connected(
+    worker_id: &WorkerId,
+    connection_id: ConnectionId,
+    replica_id: ReplicaId,
+    keepalive_seconds: u64,
+    retry_ms: u64,
+) -> Bytes {
+    #[derive(Serialize)]
+    struct Connected<'a> {
+        message: &'static str,
+        worker_id: &'a WorkerId,
+        connection_id: ConnectionId,
+        replica_id: ReplicaId,
+        keepalive_seconds: u64,
+    }
+    let data = Connected {
+        message: "SSE connection established",
+        worker_id,
+        connection_id,
+        replica_id,
+        keepalive_seconds,
+    };
+    format!("retry: {retry_ms}\n{}", event("connected", &data)).into()
+}
+
+/// Nothing happened, and the connection lives.
+#[must_use]
+pub fn keepalive() -> Bytes {
+    Bytes::from_static(b"event: keepalive\ndata: {}\n\n")
+}
+
+/// The owner of a running task is to stop.
+#[must_use]
+pub fn cancelled(cancellation: &Cancellation) -> Bytes {
+    #[derive(Serialize)]
+    struct Cancelled<'a> {
+        task_id: TaskId,
+        reason: Option<&'a str>,
+    }
+    let data = Cancelled {
+        task_id: cancellation.task_id,
+        reason: cancellation.reason.as_deref(),
+    };
+    event("task_cancelled", &data).into()
+}
+
+/// Why the server ends a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A newer stream of the same worker, on whatever replica.
+    Superseded,
+    /// The worker said farewell.
+    Unregistered,
+    /// The replica shuts down.
+    Draining,
+}
+
+impl End {
+    /// The `code` of the `error` event.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Superseded => "superseded",
+            Self::Unregistered => "unregistered",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// The `error` event before the end.
+    #[must_use]
+    pub fn frame(self) -> Bytes {
+        #[derive(Serialize)]
+        struct Ended {
+            message: &'static str,
+            code: &'static str,
+            reconnect: bool,
+        }
+        let (message, reconnect) = match self {
+            Self::Superseded => ("a newer stream of this worker_id has taken over", false),
+            Self::Unregistered => ("this worker was unregistered", false),
+            Self::Draining => ("this replica is shutting down; connect again", true),
+        };
+        event(
+            "error",
+            &Ended {
+                message,
+                code: self.code(),
+                reconnect,
+            },
+        )
+        .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_can_end_an_event_or_begin_another() {
+        let hostile =
+            "x\n\nevent: task\r\ndata: {}\r\u{2028}\u{2029}\u{85}\u{b}\u{c}\u{1c}\u{feff}\0";
+        let frame = event("task_available", &json!({ "title": hostile }));
+        let lines: Vec<_> = frame
+            .split([
+                '\n', '\r', '\u{2028}', '\u{2029}', '\u{85}', '\u{b}', '\u{c}',
+            ])
+            .collect();
+        assert_eq!(lines.len(), 4, "{frame:?}");
+        let data: serde_json::Value =
+            serde_json::from_str(lines[1].strip_prefix("data: ").unwrap()).unwrap();
+        assert_eq!(data["title"], hostile);
+    }
+}

@@ -1,0 +1,109 @@
+//! What one stream's socket has not taken yet. Bounded: what does not fit stays in Postgres.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+
+/// Bytes that may wait for one socket. Twice a window's 32 KiB: a reader that is alive never fills it.
+const MAILBOX_BYTES_MAX: usize = 64 * 1024;
+
+/// One stream's queue of frames. Many may put, one takes.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    state: Mutex<State>,
+    taker: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+    is_closed: bool,
+    /// Something found no room: whoever empties the mailbox is to ask for it again.
+    has_refused: bool,
+}
+
+impl Mailbox {
+    /// Puts frames in, all or none. False: no room, or closed.
+    pub fn put(&self, frames: &[Bytes]) -> bool {
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
+        let mut state = self.lock();
+        if state.is_closed || state.bytes + bytes > MAILBOX_BYTES_MAX {
+            state.has_refused = true;
+            return false;
+        }
+        state.frames.extend(frames.iter().cloned());
+        state.bytes += bytes;
+        drop(state);
+        self.taker.wake();
+        true
+    }
+
+    /// Puts the last frame in, room or not, and ends the stream after it.
+    pub fn close(&self, last: Bytes) {
+        let mut state = self.lock();
+        if !state.is_closed {
+            state.frames.push_back(last);
+            state.is_closed = true;
+        }
+        drop(state);
+        self.taker.wake();
+    }
+
+    /// The next frame; `None` once the last one is out.
+    pub fn poll_take(&self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        // Register before looking, or a frame put in between would wake nobody.
+        self.taker.register(context.waker());
+        let mut state = self.lock();
+        match state.frames.pop_front() {
+            Some(frame) => {
+                state.bytes = state.bytes.saturating_sub(frame.len());
+                Poll::Ready(Some(frame))
+            }
+            None if state.is_closed => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// True once after frames were refused and the mailbox is empty again.
+    pub fn wants_refill(&self) -> bool {
+        let mut state = self.lock();
+        if state.frames.is_empty() {
+            std::mem::take(&mut state.has_refused)
+        } else {
+            false
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(mailbox: &Mailbox) -> Poll<Option<Bytes>> {
+        mailbox.poll_take(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[test]
+    fn a_full_mailbox_takes_no_more_but_its_last_frame() {
+        let mailbox = Mailbox::default();
+        let frame = Bytes::from(vec![0; 40 * 1024]);
+        assert!(mailbox.put(std::slice::from_ref(&frame)));
+        assert!(!mailbox.put(std::slice::from_ref(&frame)));
+        mailbox.close(Bytes::from_static(b"end"));
+        assert!(!mailbox.put(&[Bytes::from_static(b"late")]));
+        assert_eq!(take(&mailbox), Poll::Ready(Some(frame)));
+        assert_eq!(
+            take(&mailbox),
+            Poll::Ready(Some(Bytes::from_static(b"end")))
+        );
+        assert_eq!(take(&mailbox), Poll::Ready(None));
+    }
+}

@@ -1,0 +1,18 @@
+//! From a notification to bytes on a stream. One way, for one replica as for ten:
+//!
+//! [`listener`] merges hints into the [`inbox`]; the [`router`] turns them into truth with one
+//! query, makes the [`frames`] once and offers them to the streams of the [`hub`]; each stream's
+//! [`window`] decides, and its [`mailbox`] holds what its socket has not taken yet.
+//! [`sweep`] finds what no hint told, [`presence`] keeps the streams' rows.
+//!
+//! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
+
+pub mod frames;
+pub mod hub;
+pub mod inbox;
+pub mod listener;
+pub mod mailbox;
+pub mod presence;
+pub mod router;
+pub mod sweep;
+pub mod window;

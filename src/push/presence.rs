@@ -1,0 +1,73 @@
+//! The rows that say who is connected here: one heartbeat vouches for all streams of the replica.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::hub::Hub;
+use crate::domain::ReplicaId;
+use crate::shutdown::{Shutdown, jittered};
+use crate::store::{Store, StoreError, chain};
+
+/// How often the replica shows that it lives; the others bury it after three missed ones.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(4);
+/// Wait after Postgres did not answer.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Presence rows that one statement restores.
+const RESTORE_STREAMS_MAX: usize = 1_000;
+
+/// Shows that the replica lives, until shutdown. When the others had buried it in the meantime, its
+/// streams get their rows back.
+pub async fn heartbeat(
+    store: Store,
+    hub: Arc<Hub>,
+    replica: ReplicaId,
+    address: String,
+    shutdown: Shutdown,
+) {
+    loop {
+        let pause = match beat(&store, &hub, replica, &address).await {
+            Ok(()) => jittered(HEARTBEAT_EVERY),
+            Err(error) => {
+                tracing::warn!("the replica's heartbeat failed: {}", chain(&error));
+                RETRY_AFTER
+            }
+        };
+        if shutdown
+            .until_stopping(tokio::time::sleep(pause))
+            .await
+            .is_none()
+        {
+            return;
+        }
+    }
+}
+
+async fn beat(
+    store: &Store,
+    hub: &Hub,
+    replica: ReplicaId,
+    address: &str,
+) -> Result<(), StoreError> {
+    if store.replica_heartbeat(replica, address).await? {
+        let streams = hub.presences();
+        if !streams.is_empty() {
+            tracing::warn!(target: "worker_sse", streams = streams.len(), "the other replicas had given this one up; it is back");
+        }
+        for streams in streams.chunks(RESTORE_STREAMS_MAX) {
+            store.stream_restore(replica, streams).await?;
+        }
+        hub.review_all();
+    }
+    Ok(())
+}
+
+/// Ends the presence of streams that ended, many in one statement, until shutdown.
+pub async fn departures(store: Store, hub: Arc<Hub>, replica: ReplicaId, shutdown: Shutdown) {
+    while let Some(departed) = shutdown.until_stopping(hub.departed()).await {
+        if let Err(error) = store.stream_close(replica, &departed).await {
+            tracing::warn!(target: "worker_sse", streams = departed.len(), "could not end presence, will try again: {}", chain(&error));
+            hub.departed_again(departed);
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+}

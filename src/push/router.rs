@@ -1,0 +1,237 @@
+//! Hints in, announcements out: looks the truth up, makes the frames once, and fans out.
+
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::frames::{self, End};
+use super::hub::{Announcement, Hub, Stream};
+use super::inbox::{Hints, Inbox};
+use crate::domain::{ReplicaId, TaskId, WorkerId};
+use crate::shutdown::Shutdown;
+use crate::store::{Ready, Store, StoreError, chain};
+
+/// Tasks that one statement looks up.
+const LOOKUP_TASKS_MAX: usize = 200;
+/// Streams whose backlogs one statement reads.
+const REFILL_STREAMS_MAX: usize = 8;
+/// Statements that read backlogs at the same time: a storm of reconnects leaves Postgres to claims.
+const REFILLS_IN_FLIGHT: usize = 2;
+/// Wait after Postgres did not answer.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// Announcements that the sweep need not look up again.
+const REMEMBERED_MAX: usize = 20_000;
+
+/// The second half of the wake path.
+#[derive(Clone)]
+pub struct Router {
+    store: Store,
+    hub: Arc<Hub>,
+    inbox: Arc<Inbox>,
+    replica: ReplicaId,
+    window_size: usize,
+    looked_up: Arc<Mutex<LookedUp>>,
+}
+
+impl Router {
+    /// A router; its two loops are to be run as tasks.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        hub: Arc<Hub>,
+        inbox: Arc<Inbox>,
+        replica: ReplicaId,
+        window_size: usize,
+    ) -> Self {
+        Self {
+            store,
+            hub,
+            inbox,
+            replica,
+            window_size,
+            looked_up: Arc::default(),
+        }
+    }
+
+    /// Announces what the inbox tells of, until shutdown.
+    pub async fn run(self, shutdown: Shutdown) {
+        while let Some(hints) = shutdown.until_stopping(self.inbox.take()).await {
+            if let Err(error) = self.follow(hints).await {
+                tracing::warn!(target: "worker_sse", "could not look tasks up, will look at everything: {}", chain(&error));
+                tokio::time::sleep(RETRY_AFTER).await;
+                self.inbox.add_everything();
+            }
+        }
+    }
+
+    async fn follow(&self, hints: Hints) -> Result<(), StoreError> {
+        if hints.everything {
+            self.hub.review_all();
+        } else {
+            self.hub.review_workers(&hints.workers);
+        }
+        if hints.all_codebases {
+            self.hub.refill(None);
+        } else if !hints.codebases.is_empty() {
+            self.hub.refill(Some(&hints.codebases));
+        }
+        if !hints.cancels.is_empty() {
+            self.tell_cancelled(hints.cancels).await?;
+        }
+        self.announce(hints.tasks.into_iter().collect()).await
+    }
+
+    /// Looks tasks up and tells every stream that they are for.
+    pub async fn announce(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
+        if self.hub.is_empty() {
+            return Ok(());
+        }
+        for ids in ids.chunks(LOOKUP_TASKS_MAX) {
+            for push in self.store.push_claimable(ids).await? {
+                let task = Announcement::new(push);
+                self.hub.announce(&task);
+                self.looked_up().add(task.ready());
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of some ready tasks that were not looked up already, as the sweep asks.
+    #[must_use]
+    pub fn news(&self, ready: &[Ready]) -> Vec<TaskId> {
+        let looked_up = self.looked_up();
+        ready
+            .iter()
+            .filter(|r| !looked_up.set.contains(r))
+            .map(|r| r.id)
+            .collect()
+    }
+
+    fn looked_up(&self) -> std::sync::MutexGuard<'_, LookedUp> {
+        self.looked_up
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell_cancelled(&self, ids: HashSet<TaskId>) -> Result<(), StoreError> {
+        let ids: Vec<_> = ids.into_iter().collect();
+        for ids in ids.chunks(LOOKUP_TASKS_MAX) {
+            for cancellation in self.store.push_cancelled(ids).await? {
+                if let Ok(owner) = WorkerId::parse(&cancellation.worker_id) {
+                    self.hub.deliver(&owner, &frames::cancelled(&cancellation));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks after streams that want it, until shutdown: new ones, ones with room for more, and all
+    /// after a loss.
+    pub async fn attend(self, shutdown: Shutdown) {
+        let lane = async || {
+            while let Some(streams) = shutdown
+                .until_stopping(self.hub.next_attention(REFILL_STREAMS_MAX))
+                .await
+            {
+                if let Err(error) = self.attend_to(&streams).await {
+                    tracing::warn!(target: "worker_sse", streams = streams.len(), "could not read backlogs, will try again: {}", chain(&error));
+                    tokio::time::sleep(RETRY_AFTER).await;
+                    self.hub.again(&streams);
+                }
+            }
+        };
+        futures_util::future::join_all((0..REFILLS_IN_FLIGHT).map(|_| lane())).await;
+    }
+
+    async fn attend_to(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
+        self.review(streams).await?;
+        let workers: Vec<_> = streams
+            .iter()
+            .map(|(stream, _)| stream.worker_id.clone())
+            .collect();
+        let begun: Vec<_> = streams
+            .iter()
+            .map(|(stream, _)| stream.refill_begin())
+            .collect();
+        let limit = i64::try_from(self.window_size).unwrap_or(i64::MAX);
+        let backlogs = self.store.push_backlog(&workers, limit).await?;
+        for (((stream, _), begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
+            let is_all = backlog.len() < self.window_size;
+            let backlog: Vec<_> = backlog.into_iter().map(Announcement::new).collect();
+            let told = stream.refill(begun, &backlog, is_all);
+            self.hub.count_announcements(told);
+        }
+        Ok(())
+    }
+
+    /// Ends streams that were superseded or whose worker is gone, routes the others as the worker's
+    /// row says now, and gives lost presence back.
+    async fn review(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
+        let asked: Vec<_> = streams
+            .iter()
+            .filter(|(_, review)| *review)
+            .map(|(s, _)| s)
+            .collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let workers: Vec<_> = asked
+            .iter()
+            .map(|stream| stream.worker_id.clone())
+            .collect();
+        let mut absent = Vec::new();
+        for (stream, review) in asked
+            .into_iter()
+            .zip(self.store.stream_review(&workers).await?)
+        {
+            let Some(routing) = review.routing else {
+                self.end(stream, End::Unregistered);
+                continue;
+            };
+            match review.connection_id {
+                Some(current) if current != stream.connection_id => {
+                    self.end(stream, End::Superseded);
+                    continue;
+                }
+                Some(_) => {}
+                None => absent.push((stream.worker_id.clone(), stream.connection_id)),
+            }
+            self.hub.reroute(stream, routing);
+        }
+        if !absent.is_empty() {
+            self.store.stream_restore(self.replica, &absent).await?;
+        }
+        Ok(())
+    }
+
+    fn end(&self, stream: &Stream, why: End) {
+        tracing::info!(
+            target: "worker_sse", worker_id = %stream.worker_id, connection_id = %stream.connection_id,
+            "stream ended: {}", why.code()
+        );
+        self.hub.end(stream, why);
+    }
+}
+
+/// What was looked up of late. Only spares work: to forget is harmless.
+#[derive(Debug, Default)]
+struct LookedUp {
+    set: HashSet<Ready>,
+    order: VecDeque<Ready>,
+}
+
+impl LookedUp {
+    fn add(&mut self, ready: Ready) {
+        if self.set.insert(ready) {
+            self.order.push_back(ready);
+            if self.order.len() > REMEMBERED_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.set.remove(&oldest);
+            }
+        }
+    }
+}

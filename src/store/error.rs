@@ -1,0 +1,115 @@
+//! What can go wrong between us and Postgres, sorted by what the caller does next.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// An error of the store. Cheap to clone: one failed statement answers all who shared it.
+#[derive(Clone, Debug)]
+pub enum StoreError {
+    /// Postgres is away, starting, read-only, out of connections, or too slow: try again later.
+    Unavailable(Arc<sqlx::Error>),
+    /// More waits for Postgres than may wait: try again later.
+    Busy,
+    /// A constraint refused the values. Checks in front of the store should have done it first.
+    Refused {
+        /// The constraint's name.
+        constraint: String,
+        /// Postgres' own sentence.
+        message: String,
+    },
+    /// Anything else is a fault of ours.
+    Fault(Arc<sqlx::Error>),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed a moment later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy)
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        if let sqlx::Error::Database(database) = &error {
+            let code = database.code().unwrap_or_default();
+            // 23xxx: integrity; 22xxx: a value that a column's type cannot hold.
+            if code.starts_with("23") || code.starts_with("22") {
+                return Self::Refused {
+                    constraint: database.constraint().unwrap_or_default().to_owned(),
+                    message: database.message().to_owned(),
+                };
+            }
+            return if passes(&code) {
+                Self::Unavailable(Arc::new(error))
+            } else {
+                Self::Fault(Arc::new(error))
+            };
+        }
+        match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(Arc::new(error)),
+            _ => Self::Fault(Arc::new(error)),
+        }
+    }
+}
+
+/// `SQLSTATE`s of a server that is not itself at the moment
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+fn passes(code: &str) -> bool {
+    code.starts_with("08")            // connection
+        || code.starts_with("53")     // out of connections, memory, disk
+        || code.starts_with("57P")    // shutting down, crashed, starting, terminated
+        || code.starts_with("28")     // role or password refused, as while roles are changed
+        || code.starts_with("58")     // I/O errors of the system
+        || code.starts_with("40")     // deadlock, serialization
+        || matches!(
+            code,
+            "25006"                   // read-only: a standby, or a failover under way
+                | "55P03"             // lock_timeout
+                | "57014"             // statement_timeout
+                | "55000"             // the notification queue is full
+                | "XX000" // an internal error of Postgres, such as a failed disk
+        )
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(_) => f.write_str("Postgres is not available"),
+            Self::Busy => f.write_str("too much is waiting for Postgres"),
+            Self::Refused { message, .. } => write!(f, "Postgres refused the values: {message}"),
+            Self::Fault(_) => f.write_str("a statement failed"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unavailable(source) | Self::Fault(source) => Some(source.as_ref()),
+            Self::Busy | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// "outer: middle: inner". No `Display` prints its own source; only this does.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        // sqlx prints some of its sources itself.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,249 @@
+//! Migrations at start: refinery's runner over sqlx's connection.
+//!
+//! refinery brings a tokio-postgres client of its own. Its two traits over our connection spare a
+//! second driver, a second parser of URLs and a second TLS set-up; and where refinery's own client
+//! unwraps a history row that someone edited by hand, this one says what is wrong with it.
+
+use std::fmt;
+use std::time::Duration;
+
+use refinery::Migration;
+use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::error::chain;
+
+mod files {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Replicas that start together wait for each other here. Any number of ours will do: "taskwire".
+const ADVISORY_LOCK: i64 = 0x7461_736b_7769_7265;
+/// How long the whole may take: waiting for another replica's migration included.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// How long a statement may wait for a table's lock before the file is tried again.
+const LOCK_TIMEOUT: &str = "3s";
+/// How often a file that met a locked table is tried.
+const LOCK_TRIES_MAX: u32 = 20;
+
+/// Why the schema is not what this release needs. Each is a sentence for the operator.
+#[derive(Debug)]
+pub enum MigrateError {
+    /// Postgres could not be asked.
+    Connection(sqlx::Error),
+    /// It is a standby: read-only, and unable to LISTEN.
+    Standby,
+    /// Another migration held the lock for too long.
+    TookTooLong,
+    /// The schema is of a newer release.
+    TooNew {
+        /// What the database has.
+        found: i32,
+        /// What this release knows.
+        known: i32,
+    },
+    /// refinery's verdict: a file that failed, or a history that does not fit.
+    Migration(refinery::Error),
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(_) => f.write_str("cannot ask Postgres for its schema"),
+            Self::Standby => f.write_str(
+                "this Postgres is a standby, which is read-only and cannot LISTEN: \
+                 point DATABASE_URL at the primary",
+            ),
+            Self::TookTooLong => write!(
+                f,
+                "the migrations did not end within {} s; is another replica stuck in them?",
+                DEADLINE.as_secs()
+            ),
+            Self::TooNew { found, known } => write!(
+                f,
+                "the database has schema version {found}, this release knows up to {known}: \
+                 run the newer release"
+            ),
+            Self::Migration(_) => f.write_str("the schema could not be brought up to date"),
+        }
+    }
+}
+
+impl std::error::Error for MigrateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connection(source) => Some(source),
+            Self::Migration(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<sqlx::Error> for MigrateError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Connection(error)
+    }
+}
+
+/// The newest schema version of this release.
+#[must_use]
+pub fn schema_version() -> i32 {
+    files::migrations::runner()
+        .get_migrations()
+        .iter()
+        .map(Migration::version)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Brings the schema up to date, one replica at a time. The names of what was applied.
+pub async fn migrate(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
+    tokio::time::timeout(DEADLINE, run(options))
+        .await
+        .map_err(|_| MigrateError::TookTooLong)?
+}
+
+async fn run(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
+    let options = options
+        .clone()
+        .application_name("taskwire migrate")
+        .options([
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("client_min_messages", "warning"),
+        ]);
+    let mut connection = options.connect().await?;
+    let standby: bool = connection
+        .fetch_one("select pg_is_in_recovery()")
+        .await?
+        .try_get(0)?;
+    if standby {
+        return Err(MigrateError::Standby);
+    }
+    lock(&mut connection).await?;
+    let result = apply(&mut connection).await;
+    // The lock goes with the session, whatever happened.
+    let _ = connection.close().await;
+    result
+}
+
+/// Waits by asking: a session that waits inside Postgres holds a snapshot open for all that time.
+async fn lock(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    loop {
+        let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
+            .bind(ADVISORY_LOCK)
+            .fetch_one(&mut *connection)
+            .await?;
+        if locked {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn apply(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
+    refuse_newer(connection).await?;
+    let mut applied = Vec::new();
+    for tries in 1.. {
+        match files::migrations::runner()
+            .run_async(&mut Session(connection))
+            .await
+        {
+            Ok(report) => {
+                applied.extend(report.applied_migrations().iter().map(ToString::to_string));
+                return Ok(applied);
+            }
+            Err(error) if tries < LOCK_TRIES_MAX && met_a_lock(&error) => {
+                if let Some(report) = error.report() {
+                    applied.extend(report.applied_migrations().iter().map(ToString::to_string));
+                }
+                tracing::warn!(tries, "a migration met a locked table, trying again");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Err(error) => return Err(MigrateError::Migration(error)),
+        }
+    }
+    Ok(applied)
+}
+
+async fn refuse_newer(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let known = schema_version();
+    let has_history: bool = connection
+        .fetch_one("select to_regclass('refinery_schema_history') is not null")
+        .await?
+        .try_get(0)?;
+    if has_history {
+        let found: i32 = connection
+            .fetch_one("select coalesce(max(version), 0) from refinery_schema_history")
+            .await?
+            .try_get(0)?;
+        if found > known {
+            return Err(MigrateError::TooNew { found, known });
+        }
+    }
+    Ok(())
+}
+
+fn met_a_lock(error: &refinery::Error) -> bool {
+    chain(error).contains("lock timeout")
+}
+
+/// refinery's view of our connection.
+struct Session<'c>(&'c mut PgConnection);
+
+impl AsyncTransaction for Session<'_> {
+    type Error = sqlx::Error;
+
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(
+        &'a mut self,
+        queries: T,
+    ) -> Result<usize, Self::Error> {
+        let mut transaction = self.0.begin().await?;
+        let mut count = 0;
+        for query in queries {
+            // Files of this crate, and refinery's own bookkeeping: nothing that a user wrote.
+            sqlx::raw_sql(AssertSqlSafe(query))
+                .execute(&mut *transaction)
+                .await?;
+            count += 1;
+        }
+        transaction.commit().await?;
+        Ok(count)
+    }
+}
+
+impl AsyncQuery<Vec<Migration>> for Session<'_> {
+    async fn query<'a>(&'a mut self, query: &'a str) -> Result<Vec<Migration>, Self::Error> {
+        let bad = |version: i32, what: &str| {
+            sqlx::Error::Decode(
+                format!("row {version} of refinery_schema_history has no valid {what}; was it edited by hand?")
+                    .into(),
+            )
+        };
+        let rows = sqlx::raw_sql(AssertSqlSafe(query))
+            .fetch_all(&mut *self.0)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                let version: i32 = row.try_get(0)?;
+                let name: Option<String> = row.try_get(1)?;
+                let applied_on: Option<String> = row.try_get(2)?;
+                let checksum: Option<String> = row.try_get(3)?;
+                Ok(Migration::applied(
+                    version,
+                    name.ok_or_else(|| bad(version, "name"))?,
+                    applied_on
+                        .and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok())
+                        .ok_or_else(|| bad(version, "applied_on"))?,
+                    checksum
+                        .and_then(|text| text.parse().ok())
+                        .ok_or_else(|| bad(version, "checksum"))?,
+                ))
+            })
+            .collect()
+    }
+}
+
+impl refinery_core::AsyncMigrate for Session<'_> {}

@@ -1,0 +1,217 @@
+//! What the push side reads: hints are turned into truth here.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{Store, StoreError};
+use crate::domain::{Status, Task, TaskId, WorkerId};
+
+/// A claimable task as it is pushed.
+#[derive(Clone, Debug)]
+pub struct PushTask {
+    /// The task; without prompt, metadata and error when it is large.
+    pub task: Task,
+    /// Whether the large fields were left behind.
+    pub is_large: bool,
+    /// The transaction that made it claimable: the same again is the same announcement.
+    pub ready_xid: i64,
+}
+
+/// A task that became claimable, as the sweep sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ready {
+    /// The task.
+    pub id: TaskId,
+    /// The transaction that made it claimable.
+    pub xid: i64,
+}
+
+/// Whom to tell that a task is to be stopped.
+#[derive(Debug)]
+pub struct Cancellation {
+    /// The task.
+    pub task_id: TaskId,
+    /// Its owner.
+    pub worker_id: String,
+    /// Why, if somebody said.
+    pub reason: Option<String>,
+}
+
+struct PushRow {
+    id: TaskId,
+    title: String,
+    codebase_id: String,
+    priority: i32,
+    required_capabilities: Vec<String>,
+    target_worker_id: Option<String>,
+    target_agent_name: Option<String>,
+    agent_type: Option<String>,
+    prompt: Option<String>,
+    metadata: Option<Value>,
+    error: Option<String>,
+    attempt: i32,
+    max_attempts: i32,
+    timeout_seconds: Option<i32>,
+    claim_epoch: i64,
+    created_at: DateTime<Utc>,
+    run_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+    is_large: bool,
+    ready_xid: i64,
+}
+
+impl From<PushRow> for PushTask {
+    fn from(row: PushRow) -> Self {
+        let task = Task {
+            id: row.id,
+            title: row.title,
+            status: Status::Pending,
+            codebase_id: row.codebase_id,
+            priority: row.priority,
+            required_capabilities: row.required_capabilities,
+            target_worker_id: row.target_worker_id,
+            target_agent_name: row.target_agent_name,
+            agent_type: row.agent_type,
+            prompt: row.prompt,
+            metadata: row.metadata.unwrap_or(Value::Null),
+            attempt: row.attempt,
+            max_attempts: row.max_attempts,
+            timeout_seconds: row.timeout_seconds,
+            claim_epoch: row.claim_epoch,
+            claimed_by: None,
+            created_at: row.created_at,
+            run_at: row.run_at,
+            expires_at: row.expires_at,
+            claimed_at: None,
+            finished_at: None,
+            result: None,
+            error: row.error,
+            cancel_requested_at: None,
+            cancel_reason: None,
+        };
+        Self {
+            task,
+            is_large: row.is_large,
+            ready_xid: row.ready_xid,
+        }
+    }
+}
+
+impl Store {
+    /// Those of some tasks that can be claimed now, best first.
+    pub async fn push_claimable(&self, ids: &[TaskId]) -> Result<Vec<PushTask>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query_file_as!(PushRow, "src/store/sql/push_claimable.sql", &ids)
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows.into_iter().map(PushTask::from).collect())
+    }
+
+    /// The best `limit` tasks that each of some workers could claim now, best first. In the order
+    /// of the workers; nothing for a worker that is not registered.
+    pub async fn push_backlog(
+        &self,
+        workers: &[WorkerId],
+        limit: i64,
+    ) -> Result<Vec<Vec<PushTask>>, StoreError> {
+        let ids: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
+        let rows = sqlx::query_file!("src/store/sql/push_backlog.sql", &ids as &[&str], limit)
+            .fetch_all(self.pool())
+            .await?;
+        let mut backlogs: Vec<Vec<PushTask>> = workers.iter().map(|_| Vec::new()).collect();
+        for row in rows {
+            let backlog = usize::try_from(row.n - 1)
+                .ok()
+                .and_then(|n| backlogs.get_mut(n));
+            if let Some(backlog) = backlog {
+                let row = PushRow {
+                    id: row.id,
+                    title: row.title,
+                    codebase_id: row.codebase_id,
+                    priority: row.priority,
+                    required_capabilities: row.required_capabilities,
+                    target_worker_id: row.target_worker_id,
+                    target_agent_name: row.target_agent_name,
+                    agent_type: row.agent_type,
+                    prompt: row.prompt,
+                    metadata: row.metadata,
+                    error: row.error,
+                    attempt: row.attempt,
+                    max_attempts: row.max_attempts,
+                    timeout_seconds: row.timeout_seconds,
+                    claim_epoch: row.claim_epoch,
+                    created_at: row.created_at,
+                    run_at: row.run_at,
+                    expires_at: row.expires_at,
+                    is_large: row.is_large,
+                    ready_xid: row.ready_xid,
+                };
+                backlog.push(row.into());
+            }
+        }
+        Ok(backlogs)
+    }
+
+    /// The present snapshot: where a first sweep begins.
+    pub async fn push_snapshot(&self) -> Result<String, StoreError> {
+        let snapshot = sqlx::query_scalar!(
+            r#"
+            -- push_snapshot
+            select pg_current_snapshot()::text as "snapshot!"
+            "#
+        )
+        .fetch_one(self.pool())
+        .await?;
+        Ok(snapshot)
+    }
+
+    /// What became claimable since the snapshot of the last sweep, at most `limit`, and the
+    /// snapshot for the next one.
+    pub async fn push_ready_since(
+        &self,
+        snapshot: &str,
+        limit: i64,
+    ) -> Result<(Vec<Ready>, String), StoreError> {
+        let rows = sqlx::query_file!("src/store/sql/push_ready_since.sql", snapshot, limit)
+            .fetch_all(self.pool())
+            .await?;
+        let next = rows
+            .first()
+            .map_or_else(|| snapshot.to_owned(), |row| row.snapshot.clone());
+        let ready = rows
+            .into_iter()
+            .filter_map(|row| {
+                Some(Ready {
+                    id: row.id?,
+                    xid: row.ready_xid?,
+                })
+            })
+            .collect();
+        Ok((ready, next))
+    }
+
+    /// Which of some announced tasks can still be claimed.
+    pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
+    /// Whom to tell that some tasks are to be stopped.
+    pub async fn push_cancelled(&self, ids: &[TaskId]) -> Result<Vec<Cancellation>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query_file!("src/store/sql/push_cancelled.sql", &ids)
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Cancellation {
+                task_id: row.id,
+                worker_id: row.claimed_by,
+                reason: row.cancel_reason,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,10 @@
+-- maintain_promote
+-- Scheduled tasks whose time has come can be claimed from now on; the trigger announces them.
+with coming as materialized (
+    select id from tasks
+     where status = 'pending' and not due and run_at <= now()
+     order by run_at
+     limit $1
+       for no key update skip locked
+)
+update tasks t set due = true from coming where t.id = coming.id

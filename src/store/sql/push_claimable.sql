@@ -1,0 +1,19 @@
+-- push_claimable
+-- Those of some tasks that can be claimed now, as they are pushed: the large columns of a task that
+-- would not fit into a frame stay behind.
+select t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
+       t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
+       case when t.is_large then null else t.prompt end as prompt,
+       case when t.is_large then null else t.metadata end as metadata,
+       case when t.is_large then null else t.error end as error,
+       t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
+       t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, t.is_large as "is_large!",
+       t.ready_xid as "ready_xid!"
+  from (select tasks.*,
+               coalesce(octet_length(prompt), 0) + pg_column_size(metadata) + coalesce(octet_length(error), 0) > 12288 as is_large
+          from tasks
+         where id = any ($1)
+           and status = 'pending'
+           and run_at <= now()
+           and (expires_at is null or expires_at > now())) as t
+ order by t.priority desc, t.created_at, t.id

@@ -1,0 +1,38 @@
+-- task_claim
+-- Decides races by itself: a row is locked before it is changed, and only an unclaimed row matches.
+-- Many claims share the statement. A row that someone else is changing this moment is skipped, not
+-- waited for: its claim is lost, and no lock of one task holds up the claims of others.
+with asked as (
+    select * from unnest($1::uuid[], $2::text[], $3::uuid[]) with ordinality as a (task_id, worker_id, claim_id, n)
+), candidates as materialized (
+    select t.id, a.n, a.worker_id, a.claim_id
+      from asked a
+      join tasks t on t.id = a.task_id
+      join workers w on w.id = a.worker_id
+     where t.claimed_by is null
+       and t.status = 'pending'
+       and t.run_at <= now()
+       and (t.expires_at is null or t.expires_at > now())
+       and task_is_for(t.codebase_id, t.required_capabilities, t.target_worker_id, t.target_agent_name,
+                       w.id, w.name, w.codebases, w.capabilities)
+     order by t.id, a.n  -- every batch of every replica locks in the order of ids: no deadlock
+       for no key update of t skip locked
+), winners as (
+    select distinct on (id) id, n, worker_id, claim_id from candidates order by id, n
+)
+update tasks t
+   set status           = 'running',
+       claimed_by       = winners.worker_id,
+       claim_id         = winners.claim_id,
+       claimed_at       = now(),
+       claim_epoch      = t.claim_epoch + 1,
+       attempt          = t.attempt + 1,
+       lease_expires_at = now() + make_interval(secs => $4)
+  from winners
+ where t.id = winners.id
+   and t.claimed_by is null
+   and t.status = 'pending'
+returning t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
+       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,
+       t.timeout_seconds, t.claim_epoch, t.claimed_by, t.created_at, t.run_at, t.expires_at, t.claimed_at,
+       t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason
