@@ -16,7 +16,7 @@ take() {
   if result=$(run <"$answer"); then ask "$1/complete" "$fence,\"result\":$result"; else code=500; fi
   case $code in 200 | 404 | 409) ;; *) ask "$1/fail" "$fence,\"error\":\"run failed\"" ;; esac
 }
-trap 'kill $!; rm -f "$answer"; curl -s -X POST "$server/v1/agent/workers/$me/unregister"' EXIT; trap 'exit 0' INT TERM
+trap 'kill $!; curl -s -X POST "$server/v1/agent/workers/$me/unregister" >"$answer"; rm "$answer"' EXIT; trap 'exit 0' INT TERM
 while :; do # curl gives up after 65 s without a byte; the keepalives come every 30 s
   curl -fsSN -y 65 -Y 1 -H "X-Codebases: $CODEBASES" -H "X-Capabilities: $CAPABILITIES" \
     "$server/v1/worker/tasks/stream?worker_id=$me" </dev/null | { while IFS= read -r line; do case $line in

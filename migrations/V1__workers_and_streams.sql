@@ -13,6 +13,7 @@ create function taskwire_are_ids(ids text[]) returns boolean
     language sql immutable parallel safe
     return cardinality(ids) = 0
         or (array_position(ids, null) is null
+            and cardinality(string_to_array(array_to_string(ids, ' '), ' ')) = cardinality(ids)
             and array_to_string(ids, ' ') ~ '^[A-Za-z0-9._:/@-]{1,128}( [A-Za-z0-9._:/@-]{1,128})*$');
 
 comment on function taskwire_is_id(text) is

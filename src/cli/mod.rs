@@ -59,6 +59,7 @@ fn command() -> Command {
     };
     Command::new("taskwire")
         .version(env!("CARGO_PKG_VERSION"))
+        .args_override_self(true)
         .about("A task server that pushes work to workers over Server-Sent Events and keeps all of its truth in Postgres.")
         .after_help(
             "Without a command it serves. Every setting is an environment variable (a .env file is \

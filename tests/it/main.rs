@@ -9,4 +9,10 @@
 mod support;
 
 mod claims;
+mod layers;
+mod postgres_away;
+mod push;
+mod routing;
+mod schema;
+mod startup;
 mod streams;

@@ -6,7 +6,7 @@ with gone as (
        for update skip locked
 ), ended as (
     update workers w
-       set stream_ended_at = greatest(gone.last_seen_at, w.stream_ended_at)
+       set stream_ended_at = greatest(gone.last_seen_at, s.connected_at, w.last_seen_at, w.stream_ended_at)
       from streams s
       join gone on gone.id = s.replica_id
      where w.id = s.worker_id

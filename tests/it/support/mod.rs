@@ -1,6 +1,7 @@
 //! What every test needs: a database, replicas, workers' streams, and patience with a deadline.
 
 pub mod database;
+pub mod proxy;
 pub mod replica;
 pub mod sse;
 
