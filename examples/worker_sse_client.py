@@ -43,7 +43,7 @@ class Claim:
         while not self.over.wait(lease_seconds / 3) and not self.unwanted:
             with contextlib.suppress(*NETWORK_ERRORS):  # the lease leaves time for two more tries
                 status, answer = self.call("heartbeat")
-                self.unwanted = status != 200 or answer.get("cancel_requested", False)
+                self.unwanted = status == 409 or answer.get("cancel_requested", False)
                 lease_seconds = answer.get("lease_expires_in", lease_seconds)
 
     def call(self, verb, **fields):

@@ -125,6 +125,23 @@ pub async fn migrate_patiently(options: &PgConnectOptions) -> Result<Vec<String>
     }
 }
 
+/// Asks the store until it answers, for a while: a machine that has just started is busy.
+async fn patiently<T, Fut>(mut ask: impl FnMut() -> Fut) -> Result<T, StoreError>
+where
+    Fut: Future<Output = Result<T, StoreError>>,
+{
+    let begun = Instant::now();
+    loop {
+        match ask().await {
+            Err(error) if error.is_passing() && begun.elapsed() < POSTGRES_WAIT => {
+                tracing::debug!("Postgres does not answer yet: {}", chain(&error));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Whether waiting may help: nobody answers yet, or someone who says that he is starting.
 fn is_starting(error: &sqlx::Error) -> bool {
     match error {
@@ -182,10 +199,8 @@ impl Replica {
                 window: config.window,
             },
         );
-        parts
-            .store
-            .replica_heartbeat(parts.replica, &address.to_string())
-            .await?;
+        let own_address = address.to_string();
+        patiently(|| parts.store.replica_heartbeat(parts.replica, &own_address)).await?;
         log_trigger(&parts.store).await?;
         let mut loops = parts.start_loops(listener_task, config, &shutdown);
         if tokio::time::timeout(FIRST_CANARY_WAIT, proof.first())
@@ -350,7 +365,7 @@ impl Parts {
 }
 
 async fn log_trigger(store: &Store) -> Result<(), StartError> {
-    if store.trigger_is_on().await? {
+    if patiently(|| store.trigger_is_on()).await? {
         tracing::info!(
             target: "worker_sse",
             "task creation hook is on: trigger tasks_notify_inserted announces every insert"

@@ -12,13 +12,10 @@ pub(super) fn serve(config: &Config) -> Result<(), Fatal> {
     runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let listener = server::bind(config.bind).await?;
-        let (own, url) = match &config.database_url {
-            Some(url) => (None, url.clone()),
-            None => {
-                let own = start_own_postgres(config).await?;
-                let url = Secret::from(own.url());
-                (Some(own), url)
-            }
+        let (own, url) = if let Some(url) = &config.database_url { (None, url.clone()) } else {
+            let own = start_own_postgres(config).await?;
+            let url = Secret::from(own.url());
+            (Some(own), url)
         };
         let replica = Replica::start(config, &url, listener).await?;
         let address = replica.address;

@@ -112,7 +112,6 @@ impl std::fmt::Debug for App {
 }
 
 /// Every route.
-#[must_use]
 pub fn router(app: App) -> Router {
     Router::new()
         .merge(tasks::router())

@@ -120,13 +120,9 @@ async fn create_batch(State(app): State<App>, request: Request) -> Result<Respon
 fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
     // Broken JSON first: an untagged enum would only say that neither form fits.
     parse::<Box<RawValue>>(body)?;
-    let raw = match serde_json::from_slice(body) {
-        Ok(Batch::Bare(tasks) | Batch::Named { tasks }) => tasks,
-        Err(_) => {
-            return Err(Problem::InvalidBody(
-                "expected a list of tasks, or {\"tasks\": [...]}".to_owned(),
-            ));
-        }
+    let Ok(Batch::Bare(raw) | Batch::Named { tasks: raw }) = serde_json::from_slice(body) else {
+        let form = "expected a list of tasks, or {\"tasks\": [...]}";
+        return Err(Problem::InvalidBody(form.to_owned()));
     };
     if !(1..=BATCH_TASKS_MAX).contains(&raw.len()) {
         let detail = format!("must be 1 to {BATCH_TASKS_MAX}, not {}", raw.len());

@@ -11,13 +11,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::shutdown::{Shutdown, jittered};
-use crate::store::{StoreError, chain};
+use crate::store::{StoreError, report};
 
 /// The one shape of every duty: run, again at once while there is more, wait with jitter.
 ///
-/// `duty` returns whether it left something for the next round.
+/// `duty` returns whether it left something for the next round; `failed` is what the log says of one
+/// that failed.
 pub(crate) async fn every<F, Fut>(
-    name: &'static str,
+    failed: &'static str,
     period: Duration,
     shutdown: Shutdown,
     mut duty: F,
@@ -30,7 +31,7 @@ pub(crate) async fn every<F, Fut>(
             Ok(true) if !shutdown.is_draining() => continue,
             Ok(_) => {}
             // The next round is the retry.
-            Err(error) => tracing::warn!(duty = name, "{name} failed: {}", chain(&error)),
+            Err(error) => report(failed, &error),
         }
         if shutdown
             .until_stopping(tokio::time::sleep(jittered(period)))

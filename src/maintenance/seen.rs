@@ -53,12 +53,17 @@ impl Seen {
 pub async fn run(store: Store, seen: Arc<Seen>, shutdown: Shutdown) {
     let times = store.times();
     let period = (times.worker_timeout.min(times.lease) / 4).clamp(FLUSH_FASTEST, FLUSH_EVERY);
-    every("note signs of life", period, shutdown, async || {
-        let seen = seen.take();
-        if !seen.is_empty() {
-            store.worker_seen(&seen).await?;
-        }
-        Ok(false)
-    })
+    every(
+        "the noting of signs of life failed",
+        period,
+        shutdown,
+        async || {
+            let seen = seen.take();
+            if !seen.is_empty() {
+                store.worker_seen(&seen).await?;
+            }
+            Ok(false)
+        },
+    )
     .await;
 }

@@ -211,7 +211,6 @@ impl Hub {
             .streams_open
             .set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
         drop(inner);
-        self.attention.notify_waiters();
         self.attention.notify_one();
         stream
     }
@@ -404,11 +403,11 @@ impl Hub {
     }
 
     /// Routes a stream anew.
-    pub fn reroute(&self, stream: &Stream, routing: Routing) {
+    pub fn reroute(&self, stream: &Stream, routing: &Routing) {
         let mut inner = self.inner();
         let before = {
             let mut state = stream.state();
-            if state.routing == routing {
+            if state.routing == *routing {
                 return;
             }
             std::mem::replace(&mut state.routing, routing.clone())

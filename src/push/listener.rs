@@ -76,8 +76,9 @@ impl Listener {
     ) {
         let mut wait = RECONNECT_FIRST;
         loop {
-            let connected = Instant::now();
-            let life = self.one_life(&store, &inbox, replica);
+            let begun = Instant::now();
+            let mut was_on = false;
+            let life = self.one_life(&store, &inbox, replica, &mut was_on);
             let Some(loss) = shutdown.until_stopping(life).await else {
                 return;
             };
@@ -90,12 +91,15 @@ impl Listener {
                     CANARY_BACK_WITHIN.as_secs()
                 ),
             };
-            if connected.elapsed() > RECONNECT_LAST {
+            if begun.elapsed() > RECONNECT_LAST {
                 wait = RECONNECT_FIRST;
             }
-            tracing::warn!(
-                target: "worker_sse", retry_ms = wait.as_millis(), "listener lost: {why}"
-            );
+            // Said once per loss; that it is still gone is for debugging.
+            if was_on {
+                tracing::warn!(target: "worker_sse", "listener lost, connecting anew: {why}");
+            } else {
+                tracing::debug!(target: "worker_sse", "listener still lost: {why}");
+            }
             let jitter = rand::random_range(0.5..1.5);
             if shutdown
                 .until_stopping(tokio::time::sleep(wait.mul_f64(jitter)))
@@ -109,12 +113,19 @@ impl Listener {
     }
 
     /// One connection's life, from connect to loss.
-    async fn one_life(&self, store: &Store, inbox: &Inbox, replica: ReplicaId) -> Loss {
+    async fn one_life(
+        &self,
+        store: &Store,
+        inbox: &Inbox,
+        replica: ReplicaId,
+        was_on: &mut bool,
+    ) -> Loss {
         let mut listener = match store.listen().await {
             Ok(listener) => listener,
             Err(error) => return Loss::Store(error),
         };
         tracing::info!(target: "worker_sse", "listener on: notifications arrive on channel taskwire");
+        *was_on = true;
         inbox.add_everything();
 
         let (came_back, canaries) = watch::channel(0_u64);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::hub::Hub;
 use crate::domain::ReplicaId;
 use crate::shutdown::{Shutdown, jittered};
-use crate::store::{Store, StoreError, chain};
+use crate::store::{Store, StoreError, chain, report};
 
 /// How often the replica shows that it lives; the others bury it after three missed ones.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(4);
@@ -24,14 +24,27 @@ pub async fn heartbeat(
     address: String,
     shutdown: Shutdown,
 ) {
+    let mut is_away = false;
     loop {
-        let pause = match beat(&store, &hub, replica, &address).await {
+        let beaten = beat(&store, &hub, replica, &address).await;
+        if is_away && beaten.is_ok() {
+            tracing::info!("Postgres is back");
+        }
+        let pause = match &beaten {
             Ok(()) => jittered(HEARTBEAT_EVERY),
+            Err(error) if error.is_passing() && !is_away => {
+                tracing::warn!(
+                    "Postgres is away: writes are answered 503, streams stay open: {}",
+                    chain(error)
+                );
+                RETRY_AFTER
+            }
             Err(error) => {
-                tracing::warn!("the replica's heartbeat failed: {}", chain(&error));
+                report("the replica's heartbeat failed", error);
                 RETRY_AFTER
             }
         };
+        is_away = beaten.is_err_and(|error| error.is_passing());
         if shutdown
             .until_stopping(tokio::time::sleep(pause))
             .await
@@ -65,7 +78,10 @@ async fn beat(
 pub async fn departures(store: Store, hub: Arc<Hub>, replica: ReplicaId, shutdown: Shutdown) {
     while let Some(departed) = shutdown.until_stopping(hub.departed()).await {
         if let Err(error) = store.stream_close(replica, &departed).await {
-            tracing::warn!(target: "worker_sse", streams = departed.len(), "could not end presence, will try again: {}", chain(&error));
+            report(
+                "could not end the presence of streams, will try again",
+                &error,
+            );
             hub.departed_again(departed);
             tokio::time::sleep(RETRY_AFTER).await;
         }

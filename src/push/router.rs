@@ -1,10 +1,7 @@
 //! Hints in, announcements out: looks the truth up, makes the frames once, and fans out.
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frames::{self, End};
@@ -12,7 +9,7 @@ use super::hub::{Announcement, Hub, Stream};
 use super::inbox::{Hints, Inbox};
 use crate::domain::{ReplicaId, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
-use crate::store::{Ready, Store, StoreError, chain};
+use crate::store::{Ready, Store, StoreError, report};
 
 /// Tasks that one statement looks up.
 const LOOKUP_TASKS_MAX: usize = 200;
@@ -60,7 +57,7 @@ impl Router {
     pub async fn run(self, shutdown: Shutdown) {
         while let Some(hints) = shutdown.until_stopping(self.inbox.take()).await {
             if let Err(error) = self.follow(hints).await {
-                tracing::warn!(target: "worker_sse", "could not look tasks up, will look at everything: {}", chain(&error));
+                report("could not look tasks up, will look at everything", &error);
                 tokio::time::sleep(RETRY_AFTER).await;
                 self.inbox.add_everything();
             }
@@ -110,7 +107,7 @@ impl Router {
             .collect()
     }
 
-    fn looked_up(&self) -> std::sync::MutexGuard<'_, LookedUp> {
+    fn looked_up(&self) -> MutexGuard<'_, LookedUp> {
         self.looked_up
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -137,7 +134,7 @@ impl Router {
                 .await
             {
                 if let Err(error) = self.attend_to(&streams).await {
-                    tracing::warn!(target: "worker_sse", streams = streams.len(), "could not read backlogs, will try again: {}", chain(&error));
+                    report("could not read backlogs, will try again", &error);
                     tokio::time::sleep(RETRY_AFTER).await;
                     self.hub.again(&streams);
                 }
@@ -199,7 +196,7 @@ impl Router {
                 Some(_) => {}
                 None => absent.push((stream.worker_id.clone(), stream.connection_id)),
             }
-            self.hub.reroute(stream, routing);
+            self.hub.reroute(stream, &routing);
         }
         if !absent.is_empty() {
             self.store.stream_restore(self.replica, &absent).await?;

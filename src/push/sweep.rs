@@ -9,7 +9,7 @@ use super::inbox::Inbox;
 use super::router::Router;
 use crate::domain::TaskId;
 use crate::shutdown::{Shutdown, jittered};
-use crate::store::{Store, StoreError, chain};
+use crate::store::{Store, StoreError, report};
 
 /// About how often a replica looks for what became claimable unannounced; with jitter, under 2 s.
 const SWEEP_EVERY: Duration = Duration::from_millis(1_500);
@@ -34,7 +34,7 @@ pub async fn run(
     let mut snapshot = None;
     loop {
         if let Err(error) = sweep(&store, &hub, &inbox, &router, &mut snapshot).await {
-            tracing::warn!(target: "worker_sse", "sweep failed, the next one makes up for it: {}", chain(&error));
+            report("the sweep failed", &error);
         }
         let pause = tokio::time::sleep(jittered(SWEEP_EVERY));
         if shutdown.until_stopping(pause).await.is_none() {
@@ -85,7 +85,7 @@ pub async fn settle(store: Store, hub: Arc<Hub>, router: Router, shutdown: Shutd
     {
         let begun = tokio::time::Instant::now();
         if let Err(error) = settle_once(&store, &hub, &router).await {
-            tracing::warn!(target: "worker_sse", "could not settle windows, the next round makes up for it: {}", chain(&error));
+            report("could not settle windows", &error);
         }
         pause = SETTLE_EVERY.max(begun.elapsed() * SETTLE_SHARE);
     }

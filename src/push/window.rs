@@ -14,9 +14,9 @@ pub const WINDOW_BYTES: usize = 32 * 1024;
 /// Settled announcements that a window remembers, so that a late read does not repeat them (S5).
 const REMEMBERED_MAX: usize = 256;
 /// An announcement that nobody acted on is repeated after this long, then at growing intervals (S6).
-const REPEAT_FIRST: Duration = Duration::from_secs(60);
+const REPEAT_FIRST: Duration = Duration::from_mins(1);
 /// The longest of these intervals.
-const REPEAT_LAST: Duration = Duration::from_secs(600);
+const REPEAT_LAST: Duration = Duration::from_mins(10);
 
 /// One stream's window.
 #[derive(Debug)]

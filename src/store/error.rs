@@ -97,6 +97,16 @@ impl std::error::Error for StoreError {
     }
 }
 
+/// Logs that a background duty failed; its next round makes up for it. While Postgres is away every
+/// duty fails again and again: the replica's heartbeat says so once, and the rest is for debugging.
+pub fn report(what: &str, error: &StoreError) {
+    if error.is_passing() {
+        tracing::debug!("{what}: {}", chain(error));
+    } else {
+        tracing::warn!("{what}: {}", chain(error));
+    }
+}
+
 /// "outer: middle: inner". No `Display` prints its own source; only this does.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -110,7 +110,7 @@ impl<B: Batch> Lane<B> {
                     for (answer, _room) in answers {
                         let _ = answer.send(Err(error.clone()));
                     }
-                    self.refuse_waiting(&error).await;
+                    self.refuse_waiting(&error);
                 }
                 // One of them is bad: find out which.
                 Err(_) if ops.len() > 1 => {
@@ -148,7 +148,7 @@ impl<B: Batch> Lane<B> {
 
     /// Everyone who waited while Postgres was found to be away learns so now, rather than one
     /// connection attempt after another.
-    async fn refuse_waiting(&self, error: &StoreError) {
+    fn refuse_waiting(&self, error: &StoreError) {
         let Ok(mut waiting) = self.waiting.try_lock() else {
             return;
         };

@@ -23,7 +23,7 @@ mod files {
 /// Replicas that start together wait for each other here. Any number of ours will do: "taskwire".
 const ADVISORY_LOCK: i64 = 0x7461_736b_7769_7265;
 /// How long the whole may take: waiting for another replica's migration included.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_mins(5);
 /// How long a statement may wait for a table's lock before the file is tried again.
 const LOCK_TIMEOUT: &str = "3s";
 /// How often a file that met a locked table is tried.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
 pub use claims::{Cancelled, Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Verb};
-pub use error::{StoreError, chain};
+pub use error::{StoreError, chain, report};
 pub use maintenance::Reaped;
 pub use pushes::{Cancellation, PushTask, Ready};
 pub use streams::{Opened, Review, StreamAsk};

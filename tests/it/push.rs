@@ -53,11 +53,11 @@ async fn r2_a_target_narrows_a_task_to_a_worker_or_a_name() {
     let for_bob = replica
         .create(json!({"title": "x", "target_worker_id": "bob"}))
         .await;
-    let for_bot = replica
+    let for_named = replica
         .create(json!({"title": "y", "target_agent_name": "Deploy Bot"}))
         .await;
     assert_eq!(bob.announced().await, for_bob);
-    assert_eq!(ann.announced().await, for_bot);
+    assert_eq!(ann.announced().await, for_named);
     let for_all = replica.create(json!({"title": "z"})).await;
     assert_eq!(
         (ann.announced().await, bob.announced().await),

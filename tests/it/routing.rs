@@ -89,9 +89,9 @@ async fn r3_push_and_claim_are_decided_by_the_same_predicate() {
             .unwrap();
         assert_eq!(in_rust, in_sql, "{case:?}");
         if in_rust {
-            matched += 1
+            matched += 1;
         } else {
-            unmatched += 1
+            unmatched += 1;
         }
     }
     assert!(

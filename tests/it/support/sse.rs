@@ -69,7 +69,10 @@ impl SseStream {
                 let block: Vec<u8> = self.unread.drain(..end + 2).collect();
                 let event = parse(std::str::from_utf8(&block).expect("UTF-8"));
                 if event.name == "connected" {
-                    self.worker_id = event.data["worker_id"].as_str().unwrap().to_owned();
+                    event.data["worker_id"]
+                        .as_str()
+                        .unwrap()
+                        .clone_into(&mut self.worker_id);
                 }
                 return Some(event);
             }
