@@ -10,13 +10,13 @@ ask() { # $1 path, $2 fields. Until there is an answer: claim_id and claim_epoch
 take() {
   ask "$1/claim" "\"claim_id\":\"$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')\""
   [ "$code" = 200 ] || return 0 # most often 409: somebody was faster
-  # The claim_epoch at the top level: metadata may hold a key of the same name.
   fence=\"claim_epoch\":$(grep -Eo '"([^"\\]|\\.)*"|[][{}]|[0-9]+' "$answer" | awk '/^[[{]/ {d++} /^[]}]/ {d--}
-    d == 1 && key == "\"claim_epoch\"" && /^[0-9]/ {print; exit} {key = $0}')
+    d == 1 && key == "\"claim_epoch\"" && /^[0-9]/ {print; exit} {key = $0}') # d == 1: metadata may have such a key, too
   if result=$(run <"$answer"); then ask "$1/complete" "$fence,\"result\":$result"; else code=500; fi
   case $code in 200 | 404 | 409) ;; *) ask "$1/fail" "$fence,\"error\":\"run failed\"" ;; esac
 }
-trap 'kill $!; curl -s -X POST "$server/v1/agent/workers/$me/unregister" >"$answer"; rm "$answer"' EXIT; trap 'exit 0' INT TERM
+bye() { curl -s -m 5 -o "$answer" -X POST "$server/v1/agent/workers/$me/unregister"; }
+trap 'kill $!; bye; rm "$answer"' EXIT; trap 'exit 0' INT TERM; bye # what a crashed namesake held is free again
 while :; do # curl gives up after 65 s without a byte; the keepalives come every 30 s
   curl -fsSN -y 65 -Y 1 -H "X-Codebases: $CODEBASES" -H "X-Capabilities: $CAPABILITIES" \
     "$server/v1/worker/tasks/stream?worker_id=$me" </dev/null | { while IFS= read -r line; do case $line in

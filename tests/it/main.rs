@@ -14,6 +14,7 @@
 mod support;
 
 mod claims;
+mod embedded;
 mod layers;
 mod postgres_away;
 mod push;
