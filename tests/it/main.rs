@@ -15,6 +15,7 @@ mod support;
 
 mod claims;
 mod embedded;
+mod examples;
 mod layers;
 mod postgres_away;
 mod push;
