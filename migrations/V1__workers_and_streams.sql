@@ -27,6 +27,7 @@ create table replicas (
     version      text        not null,
     started_at   timestamptz not null default now(),
     last_seen_at timestamptz not null default now(),
+    steady_since timestamptz not null default now(),
     constraint replicas_pkey primary key (id)
 ) with (fillfactor = 50);
 
@@ -36,6 +37,7 @@ comment on column replicas.address is 'The address the replica listens on.';
 comment on column replicas.version is 'The release of Taskwire that the replica runs.';
 comment on column replicas.started_at is 'When the replica began to serve.';
 comment on column replicas.last_seen_at is 'The replica''s last sign of life; it vouches for all its streams.';
+comment on column replicas.steady_since is 'Since when its signs of life have come without a longer gap; a replica ends claims only when it is steady.';
 
 create table workers (
     id              text        not null,

@@ -65,7 +65,11 @@ create table tasks (
 create index tasks_pending_best on tasks (codebase_id, priority desc, created_at, id)
     where status = 'pending' and due;
 -- What became claimable since a replica last looked (the sweep).
-create index tasks_pending_ready on tasks (ready_xid, id) where status = 'pending' and due;
+-- `ready_xid > 0` is always true; it keeps the planner from taking this index for a backlog.
+create index tasks_pending_ready on tasks (ready_xid, id)
+    where status = 'pending' and due and ready_xid > 0;
+-- What will expire unclaimed.
+create index tasks_pending_expiry on tasks (expires_at) where status = 'pending' and expires_at is not null;
 -- What will become due (the promotion).
 create index tasks_scheduled on tasks (run_at) where status = 'pending' and not due;
 -- Whose lease lapses next (the reaper), and what a worker holds.

@@ -75,10 +75,10 @@ create trigger tasks_turn_ready
     for each row
     when (new.status = 'pending' and new.due
           and (old.status, old.due, old.codebase_id, old.priority, old.required_capabilities,
-               old.target_worker_id, old.target_agent_name)
+               old.target_worker_id, old.target_agent_name, old.expires_at)
               is distinct from
               (new.status, new.due, new.codebase_id, new.priority, new.required_capabilities,
-               new.target_worker_id, new.target_agent_name))
+               new.target_worker_id, new.target_agent_name, new.expires_at))
     execute function tasks_turn_ready();
 
 create function tasks_notify_cancel() returns trigger language plpgsql as $$

@@ -15,7 +15,7 @@ use crate::config::{Config, Secret};
 use crate::domain::ReplicaId;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
-use crate::maintenance::{promote, prune, reap, replicas, seen};
+use crate::maintenance::{expire, promote, prune, reap, replicas, seen};
 use crate::metrics::Metrics;
 use crate::push::hub::Hub;
 use crate::push::inbox::Inbox;
@@ -223,9 +223,9 @@ impl Replica {
                 }
             };
             accept::serve(listener, http::router(app), drained, shutdown.clone()).await;
-            // What is left has nobody to serve any more.
-            parts.farewell().await;
+            // The loops first: a heartbeat after the farewell would bring the replica back.
             loops.shutdown().await;
+            parts.farewell().await;
         });
         Ok(Self {
             address,
@@ -329,14 +329,15 @@ impl Parts {
         run(Box::pin(presence::departures(
             store.clone(),
             Arc::clone(hub),
-            self.replica,
             stop(),
         )));
         run(Box::pin(reap::run(
             store.clone(),
+            self.replica,
             Arc::clone(&self.metrics),
             stop(),
         )));
+        run(Box::pin(expire::run(store.clone(), stop())));
         run(Box::pin(promote::run(store.clone(), stop())));
         run(Box::pin(prune::run(
             store.clone(),

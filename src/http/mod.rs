@@ -31,6 +31,8 @@ use problem::Problem;
 
 /// A request has this long to arrive and be answered. Streams have no end; only their beginning has.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Listings that are read at the same time: one by a rare filter reads much, and others must not wait.
+const LISTINGS_IN_FLIGHT: usize = 4;
 /// Batches that are read and inserted at the same time: each may be 32 MiB.
 const BATCHES_IN_FLIGHT: usize = 4;
 
@@ -50,6 +52,7 @@ pub struct Shared {
     pub replica_id: ReplicaId,
     pub streams: StreamSettings,
     batches: Semaphore,
+    listings: Semaphore,
 }
 
 /// What the settings say about streams.
@@ -91,6 +94,7 @@ impl App {
             replica_id,
             streams,
             batches,
+            listings: Semaphore::new(LISTINGS_IN_FLIGHT),
         }))
     }
 }

@@ -323,6 +323,13 @@ impl Problem {
                 "Postgres is not available",
                 "try again in a moment; what was acknowledged before is safe".to_owned(),
             ),
+            Self::Store(StoreError::Contended(_)) => of(
+                S::SERVICE_UNAVAILABLE,
+                "contended",
+                "Somebody holds a lock",
+                "a row that this needs stayed locked for too long, as by an open transaction; try again"
+                    .to_owned(),
+            ),
             Self::Store(StoreError::Busy) => of(
                 S::SERVICE_UNAVAILABLE,
                 "busy",

@@ -24,7 +24,8 @@ use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, Invalid};
 use crate::domain::routing::parse_list;
 use crate::domain::{ConnectionId, WorkerId};
 use crate::push::frames;
-use crate::push::hub::{Hub, Stream};
+use crate::push::hub::Hub;
+use crate::push::stream::Stream;
 use crate::store::{Opened, StoreError, StreamAsk};
 
 /// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
@@ -111,12 +112,17 @@ fn wants_task(events: Option<&str>) -> Result<bool, Problem> {
 
 async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamBody, Problem> {
     let connection_id = ask.connection_id;
+    let worker_id = ask.worker_id.clone();
     let routing = match app.store.stream_open(ask).await {
         Ok(Opened::Open(routing)) => routing,
         Ok(Opened::Superseded) => return Err(Problem::Superseded),
         // The others have buried this replica; its next heartbeat brings it back.
         Err(StoreError::Refused { .. }) => return Err(Problem::Store(StoreError::Busy)),
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            // It may have been written all the same, and its answer lost.
+            app.hub.depart(vec![(worker_id, connection_id)]);
+            return Err(error.into());
+        }
     };
     let keepalive = app.streams.keepalive;
     let first = frames::connected(

@@ -188,6 +188,11 @@ async fn list(State(app): State<App>, params: Params) -> Result<Json<Value>, Pro
         after: params.get("cursor")?.map(parse_cursor).transpose()?,
         limit: parse_limit(params.get("limit")?)?,
     };
+    let _slot = app
+        .listings
+        .acquire()
+        .await
+        .map_err(|_| Problem::Store(StoreError::Busy))?;
     let tasks = app.store.task_list(&filter).await?;
     let is_full = i64::try_from(tasks.len()).is_ok_and(|count| count == filter.limit);
     let next_cursor = tasks

@@ -1,6 +1,7 @@
 //! What keeps the tables true without anyone asking: one file per duty. Every replica does all of
 //! them, and there is no leader: each is a guarded statement that skips what another is at.
 
+pub mod expire;
 pub mod promote;
 pub mod prune;
 pub mod reap;

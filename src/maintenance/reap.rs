@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::every;
+use crate::domain::ReplicaId;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::store::{Reaped, Store};
@@ -14,13 +15,15 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 const REAP_TASKS_MAX: u16 = 500;
 
 /// Reaps until shutdown.
-pub async fn run(store: Store, metrics: Arc<Metrics>, shutdown: Shutdown) {
+pub async fn run(store: Store, replica: ReplicaId, metrics: Arc<Metrics>, shutdown: Shutdown) {
     every(
         "the reaping of claims failed",
         REAP_EVERY,
         shutdown,
         async || {
-            let reaped = store.maintain_reap(i64::from(REAP_TASKS_MAX)).await?;
+            let reaped = store
+                .maintain_reap(i64::from(REAP_TASKS_MAX), replica)
+                .await?;
             let Reaped {
                 kept,
                 pending,

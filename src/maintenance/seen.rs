@@ -44,13 +44,23 @@ impl Seen {
             .collect()
     }
 
+    /// After a failed write: nothing noted is lost, and what was noted meanwhile is newer.
+    fn put_back(&self, unwritten: Vec<(WorkerId, Duration)>) {
+        let mut seen = self.lock();
+        for (worker, ago) in unwritten {
+            if let Some(at) = Instant::now().checked_sub(ago) {
+                seen.entry(worker).or_insert(at);
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<WorkerId, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Writes until shutdown.
-pub async fn run(store: Store, seen: Arc<Seen>, shutdown: Shutdown) {
+pub async fn run(store: Store, notes: Arc<Seen>, shutdown: Shutdown) {
     let times = store.times();
     let period = (times.worker_timeout.min(times.lease) / 4).clamp(FLUSH_FASTEST, FLUSH_EVERY);
     every(
@@ -58,9 +68,12 @@ pub async fn run(store: Store, seen: Arc<Seen>, shutdown: Shutdown) {
         period,
         shutdown,
         async || {
-            let seen = seen.take();
+            let seen = notes.take();
             if !seen.is_empty() {
-                store.worker_seen(&seen).await?;
+                if let Err(error) = store.worker_seen(&seen).await {
+                    notes.put_back(seen);
+                    return Err(error);
+                }
             }
             Ok(false)
         },

@@ -89,6 +89,11 @@ impl Inbox {
         self.put(|hints| hints.tasks.extend(ids));
     }
 
+    /// Has the backlogs of some codebases read again.
+    pub fn add_codebases(&self, ids: impl IntoIterator<Item = String>) {
+        self.put(|hints| hints.codebases.extend(ids));
+    }
+
     /// Has every backlog read again.
     pub fn add_all_codebases(&self) {
         self.put(|hints| hints.all_codebases = true);

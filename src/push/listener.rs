@@ -18,6 +18,8 @@ use crate::store::{Store, StoreError, chain};
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// Within this it must come back, or the connection counts as lost.
 const CANARY_BACK_WITHIN: Duration = Duration::from_secs(2);
+/// A canary that could not be sent is sent again after this long.
+const CANARY_RETRY: Duration = Duration::from_secs(1);
 /// A listener that was proven longer ago than this is not ready.
 const PROOF_VALID_FOR: Duration = Duration::from_secs(10);
 /// Wait before the first reconnect; doubles up to the last.
@@ -168,22 +170,25 @@ impl Listener {
         mut canaries: watch::Receiver<u64>,
     ) -> Loss {
         for n in 1_u64.. {
-            // Postgres away, or the pool busy: that is not this connection's fault.
-            if store
-                .notify_canary(&format!("canary {replica} {n}"))
-                .await
-                .is_ok()
-            {
-                let back = canaries.wait_for(|seen| *seen >= n);
-                if tokio::time::timeout(CANARY_BACK_WITHIN, back)
-                    .await
-                    .is_err()
-                {
-                    return Loss::Canary;
+            let canary = format!("canary {replica} {n}");
+            let sent = store.notify_canary(&canary);
+            match tokio::time::timeout(CANARY_BACK_WITHIN, sent).await {
+                Ok(Ok(())) => {
+                    let back = canaries.wait_for(|seen| *seen >= n);
+                    if tokio::time::timeout(CANARY_BACK_WITHIN, back)
+                        .await
+                        .is_err()
+                    {
+                        return Loss::Canary;
+                    }
+                    self.proven.send_replace(Some(Instant::now()));
+                    tokio::time::sleep(CANARY_EVERY).await;
                 }
-                self.proven.send_replace(Some(Instant::now()));
+                // Postgres away, or the pool busy: that is not this connection's fault.
+                Ok(Err(_)) => tokio::time::sleep(CANARY_RETRY).await,
+                // Not even an error: the link is half open, and this one's most likely too.
+                Err(_) => return Loss::Canary,
             }
-            tokio::time::sleep(CANARY_EVERY).await;
         }
         Loss::Ended
     }

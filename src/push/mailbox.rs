@@ -68,6 +68,11 @@ impl Mailbox {
         }
     }
 
+    /// Whether its socket has taken everything.
+    pub fn is_empty(&self) -> bool {
+        self.lock().frames.is_empty()
+    }
+
     /// True once after frames were refused and the mailbox is empty again.
     pub fn wants_refill(&self) -> bool {
         let mut state = self.lock();

@@ -7,6 +7,7 @@
 //!
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
+mod attention;
 pub mod frames;
 pub mod hub;
 pub mod inbox;
@@ -14,5 +15,6 @@ pub mod listener;
 pub mod mailbox;
 pub mod presence;
 pub mod router;
+pub mod stream;
 pub mod sweep;
 pub mod window;

@@ -12,8 +12,6 @@ use crate::store::{Store, StoreError, chain, report};
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(4);
 /// Wait after Postgres did not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Presence rows that one statement restores.
-const RESTORE_STREAMS_MAX: usize = 1_000;
 
 /// Shows that the replica lives, until shutdown. When the others had buried it in the meantime, its
 /// streams get their rows back.
@@ -61,28 +59,25 @@ async fn beat(
     replica: ReplicaId,
     address: &str,
 ) -> Result<(), StoreError> {
-    if store.replica_heartbeat(replica, address).await? {
-        let streams = hub.presences();
-        if !streams.is_empty() {
-            tracing::warn!(target: "worker_sse", streams = streams.len(), "the other replicas had given this one up; it is back");
-        }
-        for streams in streams.chunks(RESTORE_STREAMS_MAX) {
-            store.stream_restore(replica, streams).await?;
-        }
+    if store.replica_heartbeat(replica, address).await? && !hub.is_empty() {
+        tracing::warn!(
+            target: "worker_sse", streams = hub.len(),
+            "the other replicas had given this one up; it is back"
+        );
         hub.review_all();
     }
     Ok(())
 }
 
 /// Ends the presence of streams that ended, many in one statement, until shutdown.
-pub async fn departures(store: Store, hub: Arc<Hub>, replica: ReplicaId, shutdown: Shutdown) {
+pub async fn departures(store: Store, hub: Arc<Hub>, shutdown: Shutdown) {
     while let Some(departed) = shutdown.until_stopping(hub.departed()).await {
-        if let Err(error) = store.stream_close(replica, &departed).await {
+        if let Err(error) = store.stream_close(&departed).await {
             report(
                 "could not end the presence of streams, will try again",
                 &error,
             );
-            hub.departed_again(departed);
+            hub.depart(departed);
             tokio::time::sleep(RETRY_AFTER).await;
         }
     }

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frames::{self, End};
-use super::hub::{Announcement, Hub, Stream};
+use super::hub::Hub;
 use super::inbox::{Hints, Inbox};
+use super::stream::{Announcement, Stream};
 use crate::domain::{ReplicaId, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
 use crate::store::{Ready, Store, StoreError, report};
@@ -76,7 +77,10 @@ impl Router {
             self.hub.refill(Some(&hints.codebases));
         }
         if !hints.cancels.is_empty() {
-            self.tell_cancelled(hints.cancels).await?;
+            let ids: Vec<_> = hints.cancels.into_iter().collect();
+            for ids in ids.chunks(LOOKUP_TASKS_MAX) {
+                self.tell_cancelled(ids, &[]).await?;
+            }
         }
         self.announce(hints.tasks.into_iter().collect()).await
     }
@@ -113,13 +117,14 @@ impl Router {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn tell_cancelled(&self, ids: HashSet<TaskId>) -> Result<(), StoreError> {
-        let ids: Vec<_> = ids.into_iter().collect();
-        for ids in ids.chunks(LOOKUP_TASKS_MAX) {
-            for cancellation in self.store.push_cancelled(ids).await? {
-                if let Ok(owner) = WorkerId::parse(&cancellation.worker_id) {
-                    self.hub.deliver(&owner, &frames::cancelled(&cancellation));
-                }
+    async fn tell_cancelled(
+        &self,
+        tasks: &[TaskId],
+        workers: &[WorkerId],
+    ) -> Result<(), StoreError> {
+        for cancellation in self.store.push_cancelled(tasks, workers).await? {
+            if let Ok(owner) = WorkerId::parse(&cancellation.worker_id) {
+                self.hub.deliver(&owner, &frames::cancelled(&cancellation));
             }
         }
         Ok(())
@@ -158,8 +163,11 @@ impl Router {
         for (((stream, _), begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
             let is_all = backlog.len() < self.window_size;
             let backlog: Vec<_> = backlog.into_iter().map(Announcement::new).collect();
-            let told = stream.refill(begun, &backlog, is_all);
+            let (told, again) = stream.refill(begun, &backlog, is_all);
             self.hub.count_announcements(told);
+            if again {
+                self.hub.refill_one(stream.connection_id);
+            }
         }
         Ok(())
     }
@@ -179,6 +187,8 @@ impl Router {
             .iter()
             .map(|stream| stream.worker_id.clone())
             .collect();
+        // Whoever was away when a cancellation was said hears of it now.
+        self.tell_cancelled(&[], &workers).await?;
         let mut absent = Vec::new();
         for (stream, review) in asked
             .into_iter()
@@ -200,6 +210,8 @@ impl Router {
         }
         if !absent.is_empty() {
             self.store.stream_restore(self.replica, &absent).await?;
+            // A stream that ended meanwhile found no row to end.
+            self.hub.depart(absent);
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ use crate::store::{Store, StoreError, report};
 const SWEEP_EVERY: Duration = Duration::from_millis(1_500);
 /// New tasks that one sweep names; with more, every backlog is read again.
 const SWEEP_TASKS_MAX: usize = 2_000;
+/// Codebases that one sweep names when there are more tasks; with more, every backlog is read again.
+const SWEEP_CODEBASES_MAX: usize = 200;
 /// How often full windows are asked about, at most.
 const SETTLE_EVERY: Duration = Duration::from_millis(250);
 /// Outstanding tasks that one round asks about, about.
@@ -50,20 +52,26 @@ async fn sweep(
     router: &Router,
     snapshot: &mut Option<String>,
 ) -> Result<(), StoreError> {
-    let Some(last) = snapshot else {
+    let Some(last) = snapshot.clone() else {
         // Streams read their backlog when they open: the first sweep only marks where to begin.
         *snapshot = Some(store.push_snapshot().await?);
         inbox.add_all_codebases();
         return Ok(());
     };
     let limit = i64::try_from(SWEEP_TASKS_MAX).unwrap_or(i64::MAX);
-    let (ready, next) = store.push_ready_since(last, limit).await?;
+    let (ready, next) = store.push_ready_since(&last, limit).await?;
     *snapshot = Some(next);
     if hub.is_empty() {
         return Ok(());
     }
     if ready.len() == SWEEP_TASKS_MAX {
-        inbox.add_all_codebases();
+        let most = i64::try_from(SWEEP_CODEBASES_MAX).unwrap_or(i64::MAX);
+        let codebases = store.push_ready_codebases(&last, most).await?;
+        if codebases.len() == SWEEP_CODEBASES_MAX {
+            inbox.add_all_codebases();
+        } else {
+            inbox.add_codebases(codebases);
+        }
     } else {
         let news = router.news(&ready);
         if !news.is_empty() {
@@ -93,16 +101,20 @@ pub async fn settle(store: Store, hub: Arc<Hub>, router: Router, shutdown: Shutd
 
 async fn settle_once(store: &Store, hub: &Hub, router: &Router) -> Result<(), StoreError> {
     let doubtful = hub.doubtful(SETTLE_TASKS_MAX);
-    if doubtful.tasks.is_empty() {
+    if doubtful.asked.is_empty() {
         return Ok(());
     }
-    let asked: Vec<TaskId> = doubtful.tasks.iter().copied().collect();
+    let asked: Vec<TaskId> = doubtful.asked.iter().map(|ready| ready.id).collect();
     let mut still = HashSet::new();
     for ids in asked.chunks(1_000) {
         still.extend(store.push_still_claimable(ids).await?);
     }
     hub.settle(&doubtful, &still);
-    let repeats: Vec<_> = doubtful.repeats.intersection(&still).copied().collect();
+    let repeats: Vec<_> = doubtful
+        .repeats
+        .intersection(&still)
+        .map(|ready| ready.id)
+        .collect();
     if !repeats.is_empty() {
         router.announce(repeats).await?;
     }

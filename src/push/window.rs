@@ -15,6 +15,8 @@ pub const WINDOW_BYTES: usize = 32 * 1024;
 const REMEMBERED_MAX: usize = 256;
 /// An announcement that nobody acted on is repeated after this long, then at growing intervals (S6).
 const REPEAT_FIRST: Duration = Duration::from_mins(1);
+/// A repeat that could not be told is tried again after this long.
+const REPEAT_RETRY: Duration = Duration::from_secs(2);
 /// The longest of these intervals.
 const REPEAT_LAST: Duration = Duration::from_mins(10);
 
@@ -45,6 +47,8 @@ pub enum Verdict {
     Announce,
     /// This stream knows.
     Known,
+    /// It knows, but is to be told again: like `Announce`, and it takes its own place.
+    Again,
     /// No room: it waits in Postgres.
     HoldBack,
 }
@@ -67,11 +71,15 @@ impl Window {
     #[must_use]
     pub fn consider(&self, ready: Ready, priority: i32, now: Instant) -> Verdict {
         if let Some(known) = self.outstanding.get(&ready.id) {
-            // The same announcement again, unless its repeat is due; or an older one, out of order.
-            if ready.xid <= known.xid && now < known.repeat_at {
-                return Verdict::Known;
-            }
-        } else if self.remembered.contains(&ready) {
+            // The same announcement again, or an older one out of order; unless its repeat is due.
+            // What is told anew takes its own place, so there is room for it.
+            return if ready.xid <= known.xid && now < known.repeat_at {
+                Verdict::Known
+            } else {
+                Verdict::Again
+            };
+        }
+        if self.remembered.contains(&ready) {
             return Verdict::Known;
         }
         if self.outstanding.len() < self.size && self.bytes < WINDOW_BYTES {
@@ -141,27 +149,35 @@ impl Window {
         self.outstanding.len() * 4 <= self.size * 3 && self.bytes * 4 <= WINDOW_BYTES * 3
     }
 
-    /// All that is outstanding.
-    pub fn outstanding(&self) -> impl Iterator<Item = TaskId> {
-        self.outstanding.keys().copied()
+    /// All that is outstanding, by announcement.
+    pub fn outstanding(&self) -> impl Iterator<Item = Ready> {
+        self.outstanding.iter().map(|(id, known)| Ready {
+            id: *id,
+            xid: known.xid,
+        })
     }
 
-    /// What nobody acted on for so long that it is to be told again.
-    pub fn to_repeat(&mut self, now: Instant) -> Vec<TaskId> {
+    /// What nobody acted on for so long that it is to be told again. Asked about again soon, until
+    /// it was noted or settled.
+    pub fn to_repeat(&mut self, now: Instant) -> Vec<Ready> {
         if self.next_repeat.is_none_or(|at| now < at) {
             return Vec::new();
         }
+        let soon = now + REPEAT_RETRY;
         self.next_repeat = self
             .outstanding
             .values()
-            .map(|known| known.repeat_at)
-            .filter(|at| *at > now)
+            .map(|known| known.repeat_at.max(soon))
             .min();
         let late = self
             .outstanding
             .iter()
             .filter(|(_, known)| known.repeat_at <= now);
-        late.map(|(id, _)| *id).collect()
+        late.map(|(id, known)| Ready {
+            id: *id,
+            xid: known.xid,
+        })
+        .collect()
     }
 }
 
@@ -236,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_window_repeats_too_and_a_repeat_that_failed_is_tried_again() {
+        let now = Instant::now();
+        let (mut window, tasks) = filled(1, 0, now);
+        let later = now + Duration::from_mins(1);
+        assert_eq!(window.to_repeat(later), tasks);
+        assert_eq!(window.consider(tasks[0], 0, later), Verdict::Again);
+        assert!(window.to_repeat(later + Duration::from_secs(1)).is_empty());
+        let later = later + REPEAT_RETRY;
+        assert_eq!(window.to_repeat(later), tasks, "it was not noted");
+        window.note(tasks[0], 0, 100, later);
+        assert!(window.to_repeat(later + REPEAT_RETRY).is_empty());
+    }
+
+    #[test]
     fn repeats_come_after_a_minute_then_at_growing_intervals() {
         let mut now = Instant::now();
         let mut window = Window::new(4);
@@ -248,8 +278,8 @@ mod tests {
                     .is_empty()
             );
             now += Duration::from_secs(wait);
-            assert_eq!(window.to_repeat(now), [task.id]);
-            assert_eq!(window.consider(task, 0, now), Verdict::Announce);
+            assert_eq!(window.to_repeat(now), [task]);
+            assert_eq!(window.consider(task, 0, now), Verdict::Again);
             window.note(task, 0, 100, now);
         }
     }

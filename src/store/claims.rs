@@ -174,8 +174,9 @@ impl Batch for ClaimBatch {
     type Op = ClaimAsk;
     type Out = Claim;
 
-    async fn run(&self, ops: &[ClaimAsk]) -> Result<Vec<Claim>, StoreError> {
-        let mut answers: Vec<Option<Claim>> = ops.iter().map(|_| None).collect();
+    async fn run(&self, ops: &[ClaimAsk]) -> Result<Vec<Result<Claim, StoreError>>, StoreError> {
+        let mut answers: Vec<Option<Result<Claim, StoreError>>> =
+            ops.iter().map(|_| None).collect();
         let (tasks, workers, claims) = columns(ops.iter());
         let won = sqlx::query_file_as!(
             Task,
@@ -193,23 +194,33 @@ impl Batch for ClaimBatch {
                 op.task_id == task.id && task.claimed_by.as_deref() == Some(op.worker_id.as_str())
             });
             if let Some(n) = winner {
-                answers[n] = Some(Claim::Claimed(Claimed {
+                answers[n] = Some(Ok(Claim::Claimed(Claimed {
                     task,
                     lease: self.lease,
-                }));
+                })));
             }
         }
 
         let lost: Vec<usize> = (0..ops.len()).filter(|n| answers[*n].is_none()).collect();
         if !lost.is_empty() {
-            for (n, answer) in lost.iter().zip(self.explain(ops, &lost).await?) {
-                answers[*n] = Some(answer);
+            match self.explain(ops, &lost).await {
+                Ok(explained) => {
+                    for (n, answer) in lost.iter().zip(explained) {
+                        answers[*n] = Some(Ok(answer));
+                    }
+                }
+                // The winners have won all the same.
+                Err(error) => {
+                    for n in &lost {
+                        answers[*n] = Some(Err(error.clone()));
+                    }
+                }
             }
         }
-        answers
+        Ok(answers
             .into_iter()
-            .map(|answer| answer.ok_or(StoreError::Busy))
-            .collect()
+            .map(|answer| answer.unwrap_or(Err(StoreError::Busy)))
+            .collect())
     }
 }
 
@@ -289,7 +300,7 @@ impl Batch for FinishBatch {
         }
     }
 
-    async fn run(&self, ops: &[FinishAsk]) -> Result<Vec<Finish>, StoreError> {
+    async fn run(&self, ops: &[FinishAsk]) -> Result<Vec<Result<Finish, StoreError>>, StoreError> {
         let tasks: Vec<_> = ops.iter().map(|op| op.task_id.0).collect();
         let workers: Vec<_> = ops.iter().map(|op| op.worker_id.as_str()).collect();
         let epochs: Vec<_> = ops.iter().map(|op| op.claim_epoch).collect();
@@ -333,15 +344,18 @@ impl Batch for FinishBatch {
                 Some((usize::try_from(row.n - 1).ok()?, finished))
             })
             .collect();
-        let stands = self.explain(ops, &done).await?;
-        Ok((0..ops.len())
-            .map(|n| match done.get(&n) {
-                Some(finished) => Finish::Finished(finished.clone()),
-                None => stands
-                    .get(&ops[n].task_id)
-                    .map_or(Finish::NotFound, |at| at.answer(&ops[n])),
-            })
-            .collect())
+        let stands = self.explain(ops, &done).await;
+        let answer = |n: usize| {
+            if let Some(finished) = done.get(&n) {
+                return Ok(Finish::Finished(finished.clone()));
+            }
+            // What took effect took effect, also when the rest cannot be explained.
+            let stands = stands.as_ref().map_err(Clone::clone)?;
+            Ok(stands
+                .get(&ops[n].task_id)
+                .map_or(Finish::NotFound, |stand| stand.answer(&ops[n])))
+        };
+        Ok((0..ops.len()).map(answer).collect())
     }
 }
 

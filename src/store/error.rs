@@ -8,6 +8,9 @@ use std::sync::Arc;
 pub enum StoreError {
     /// Postgres is away, starting, read-only, out of connections, or too slow: try again later.
     Unavailable(Arc<sqlx::Error>),
+    /// Postgres is there, but a row was not: locked for too long, or in a deadlock. Others are not
+    /// concerned.
+    Contended(Arc<sqlx::Error>),
     /// More waits for Postgres than may wait: try again later.
     Busy,
     /// A constraint refused the values. Checks in front of the store should have done it first.
@@ -25,7 +28,15 @@ impl StoreError {
     /// Whether the same call may succeed a moment later.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Busy)
+        matches!(self, Self::Unavailable(_) | Self::Contended(_) | Self::Busy)
+    }
+}
+
+impl StoreError {
+    /// Postgres did not answer within a deadline of ours: the link may be half open.
+    pub(super) fn timed_out() -> Self {
+        let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        Self::Unavailable(Arc::new(sqlx::Error::Io(error)))
     }
 }
 
@@ -40,7 +51,9 @@ impl From<sqlx::Error> for StoreError {
                     message: database.message().to_owned(),
                 };
             }
-            return if passes(&code) {
+            return if contended(&code) {
+                Self::Contended(Arc::new(error))
+            } else if passes(&code) {
                 Self::Unavailable(Arc::new(error))
             } else {
                 Self::Fault(Arc::new(error))
@@ -58,6 +71,12 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// `SQLSTATE`s of one statement that met another: deadlock, serialization, `lock_timeout`,
+/// `statement_timeout`.
+fn contended(code: &str) -> bool {
+    code.starts_with("40") || matches!(code, "55P03" | "57014")
+}
+
 /// `SQLSTATE`s of a server that is not itself at the moment
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 fn passes(code: &str) -> bool {
@@ -66,13 +85,10 @@ fn passes(code: &str) -> bool {
         || code.starts_with("57P")    // shutting down, crashed, starting, terminated
         || code.starts_with("28")     // role or password refused, as while roles are changed
         || code.starts_with("58")     // I/O errors of the system
-        || code.starts_with("40")     // deadlock, serialization
         || matches!(
             code,
             "25006"                   // read-only: a standby, or a failover under way
-                | "55P03"             // lock_timeout
-                | "57014"             // statement_timeout
-                | "55000"             // the notification queue is full
+                | "54000"             // the notification queue is full
                 | "XX000" // an internal error of Postgres, such as a failed disk
         )
 }
@@ -81,6 +97,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(_) => f.write_str("Postgres is not available"),
+            Self::Contended(_) => f.write_str("a row stayed locked for too long"),
             Self::Busy => f.write_str("too much is waiting for Postgres"),
             Self::Refused { message, .. } => write!(f, "Postgres refused the values: {message}"),
             Self::Fault(_) => f.write_str("a statement failed"),
@@ -91,7 +108,9 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(source) | Self::Fault(source) => Some(source.as_ref()),
+            Self::Unavailable(source) | Self::Contended(source) | Self::Fault(source) => {
+                Some(source.as_ref())
+            }
             Self::Busy | Self::Refused { .. } => None,
         }
     }

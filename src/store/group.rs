@@ -9,7 +9,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::StoreError;
@@ -22,6 +24,10 @@ const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 const QUEUE_OPS_MAX: usize = 16_384;
 /// KiB of operations of one kind that may wait.
 const QUEUE_KIB_MAX: usize = 128 * 1024;
+/// How long a batch may take: a little longer than Postgres' own limit for a statement.
+const BATCH_DEADLINE: Duration = Duration::from_secs(12);
+/// Members of a batch that failed as a whole which are tried singly at the same time.
+const SINGLES_IN_FLIGHT: usize = 4;
 /// Statements of one kind in flight. Two: while one commits, the next one is on its way.
 const IN_FLIGHT: usize = 2;
 
@@ -37,11 +43,26 @@ pub(crate) trait Batch: Send + Sync + 'static {
         256
     }
 
-    /// Runs the one statement. Answers stand in the order of the operations.
+    /// Runs the one statement. Answers stand in the order of the operations. An error of the whole
+    /// means that no operation took effect, or that nobody can know: what failed after the
+    /// statement's commit is the error of the operations that it concerns.
     fn run(
         &self,
         ops: &[Self::Op],
-    ) -> impl Future<Output = Result<Vec<Self::Out>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Self::Out, StoreError>>, StoreError>> + Send;
+}
+
+/// Who waits for an answer.
+struct Caller<Out> {
+    answer: oneshot::Sender<Result<Out, StoreError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl<Out> Caller<Out> {
+    fn answer(self, out: Result<Out, StoreError>) {
+        // A caller that hung up does not want its answer.
+        let _ = self.answer.send(out);
+    }
 }
 
 struct Waiting<B: Batch> {
@@ -95,41 +116,54 @@ struct Lane<B: Batch> {
 impl<B: Batch> Lane<B> {
     async fn run(self: Arc<Self>) {
         while let Some(batch) = self.next().await {
-            let (ops, answers): (Vec<_>, Vec<_>) = batch
+            let (ops, callers): (Vec<_>, Vec<_>) = batch
                 .into_iter()
-                .map(|w| (w.op, (w.answer, w.room)))
+                .map(|w| {
+                    (
+                        w.op,
+                        Caller {
+                            answer: w.answer,
+                            _room: w.room,
+                        },
+                    )
+                })
                 .unzip();
-            match self.batch.run(&ops).await {
+            match self.attempt(&ops).await {
                 Ok(outs) => {
-                    for ((answer, _room), out) in answers.into_iter().zip(outs) {
-                        // A caller that hung up does not want its answer.
-                        let _ = answer.send(Ok(out));
+                    for (caller, out) in callers.into_iter().zip(outs) {
+                        caller.answer(out);
                     }
                 }
                 Err(error @ StoreError::Unavailable(_)) => {
-                    for (answer, _room) in answers {
-                        let _ = answer.send(Err(error.clone()));
+                    for caller in callers {
+                        caller.answer(Err(error.clone()));
                     }
                     self.refuse_waiting(&error);
                 }
-                // One of them is bad: find out which.
-                Err(_) if ops.len() > 1 => {
-                    for (op, (answer, _room)) in ops.iter().zip(answers) {
-                        let _ = answer.send(self.run_one(op).await);
-                    }
-                }
-                Err(error) => {
-                    for (answer, _room) in answers {
-                        let _ = answer.send(Err(error.clone()));
-                    }
+                // One of them is bad, or meets a locked row. To find out which must not hold up
+                // those who come after.
+                Err(_) => {
+                    let members = ops.into_iter().zip(callers);
+                    tokio::spawn(Arc::clone(&self).run_singly(members.collect()));
                 }
             }
         }
     }
 
-    async fn run_one(&self, op: &B::Op) -> Result<B::Out, StoreError> {
-        let mut outs = self.batch.run(std::slice::from_ref(op)).await?;
-        outs.pop().ok_or(StoreError::Busy)
+    async fn attempt(&self, ops: &[B::Op]) -> Result<Vec<Result<B::Out, StoreError>>, StoreError> {
+        tokio::time::timeout(BATCH_DEADLINE, self.batch.run(ops))
+            .await
+            .unwrap_or_else(|_| Err(StoreError::timed_out()))
+    }
+
+    async fn run_singly(self: Arc<Self>, members: Vec<(B::Op, Caller<B::Out>)>) {
+        let singly = async |(op, caller): (B::Op, Caller<B::Out>)| {
+            let outs = self.attempt(std::slice::from_ref(&op)).await;
+            caller.answer(outs.and_then(|mut outs| outs.pop().unwrap_or(Err(StoreError::Busy))));
+        };
+        futures_util::stream::iter(members)
+            .for_each_concurrent(SINGLES_IN_FLIGHT, singly)
+            .await;
     }
 
     /// What is waiting now, up to the caps; waits for the first. `None` once the store is gone.

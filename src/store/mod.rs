@@ -77,6 +77,8 @@ impl Store {
         let options = database.application_name("taskwire").options([
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("lock_timeout", LOCK_TIMEOUT),
+            // Statements here are short; compiling one would take longer than running it.
+            ("jit", "off"),
             ("idle_in_transaction_session_timeout", STATEMENT_TIMEOUT),
         ]);
         let pool = PgPoolOptions::new()

@@ -190,21 +190,47 @@ impl Store {
         Ok((ready, next))
     }
 
-    /// Which of some announced tasks can still be claimed.
-    pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+    /// The codebases of what became claimable since a snapshot, at most `limit`.
+    pub async fn push_ready_codebases(
+        &self,
+        snapshot: &str,
+        limit: i64,
+    ) -> Result<Vec<String>, StoreError> {
+        let sql =
+            sqlx::query_file_scalar!("src/store/sql/push_ready_codebases.sql", snapshot, limit);
+        Ok(sql.fetch_all(self.pool()).await?)
+    }
+
+    /// Which of some tasks can be claimed now, and by which announcement.
+    pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Vec<Ready>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
             .fetch_all(self.pool())
             .await?;
-        Ok(rows.into_iter().map(|row| row.id).collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| Ready {
+                id: row.id,
+                xid: row.ready_xid,
+            })
+            .collect())
     }
 
-    /// Whom to tell that some tasks are to be stopped.
-    pub async fn push_cancelled(&self, ids: &[TaskId]) -> Result<Vec<Cancellation>, StoreError> {
-        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-        let rows = sqlx::query_file!("src/store/sql/push_cancelled.sql", &ids)
-            .fetch_all(self.pool())
-            .await?;
+    /// Whom to tell that some tasks, or tasks that some workers hold, are to be stopped.
+    pub async fn push_cancelled(
+        &self,
+        tasks: &[TaskId],
+        workers: &[WorkerId],
+    ) -> Result<Vec<Cancellation>, StoreError> {
+        let tasks: Vec<_> = tasks.iter().map(|id| id.0).collect();
+        let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
+        let rows = sqlx::query_file!(
+            "src/store/sql/push_cancelled.sql",
+            &tasks,
+            &workers as &[&str]
+        )
+        .fetch_all(self.pool())
+        .await?;
         Ok(rows
             .into_iter()
             .map(|row| Cancellation {

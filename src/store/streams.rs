@@ -1,6 +1,7 @@
 //! Presence: streams, and the replicas that vouch for them.
 
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use super::group::Batch;
 use super::{REPLICA_SILENCE, Store, StoreError};
@@ -42,16 +43,19 @@ impl Store {
         self.0.open.submit(ask).await
     }
 
-    /// Ends the presence of some connections of one replica; newer ones are not touched.
+    /// Ends the presence of some connections; newer ones of the same workers are not touched.
     pub async fn stream_close(
         &self,
-        replica: ReplicaId,
-        connections: &[ConnectionId],
+        streams: &[(WorkerId, ConnectionId)],
     ) -> Result<(), StoreError> {
-        let ids: Vec<_> = connections.iter().map(|id| id.0).collect();
-        sqlx::query_file!("src/store/sql/stream_close.sql", &ids, replica.0)
-            .execute(self.pool())
-            .await?;
+        let (workers, connections) = columns(streams);
+        sqlx::query_file!(
+            "src/store/sql/stream_close.sql",
+            &workers as &[&str],
+            &connections
+        )
+        .execute(self.pool())
+        .await?;
         Ok(())
     }
 
@@ -83,8 +87,7 @@ impl Store {
         replica: ReplicaId,
         streams: &[(WorkerId, ConnectionId)],
     ) -> Result<(), StoreError> {
-        let workers: Vec<_> = streams.iter().map(|(worker, _)| worker.as_str()).collect();
-        let connections: Vec<_> = streams.iter().map(|(_, connection)| connection.0).collect();
+        let (workers, connections) = columns(streams);
         sqlx::query_file!(
             "src/store/sql/stream_restore.sql",
             &workers as &[&str],
@@ -106,7 +109,8 @@ impl Store {
             "src/store/sql/replica_heartbeat.sql",
             id.0,
             address,
-            env!("CARGO_PKG_VERSION")
+            env!("CARGO_PKG_VERSION"),
+            REPLICA_SILENCE.as_secs_f64()
         )
         .fetch_one(self.pool())
         .await?;
@@ -126,6 +130,13 @@ impl Store {
     }
 }
 
+fn columns(streams: &[(WorkerId, ConnectionId)]) -> (Vec<&str>, Vec<Uuid>) {
+    streams
+        .iter()
+        .map(|(worker, connection)| (worker.as_str(), connection.0))
+        .unzip()
+}
+
 /// Connects that share a statement.
 pub(super) struct OpenBatch {
     pub(super) pool: PgPool,
@@ -135,7 +146,7 @@ impl Batch for OpenBatch {
     type Op = StreamAsk;
     type Out = Opened;
 
-    async fn run(&self, ops: &[StreamAsk]) -> Result<Vec<Opened>, StoreError> {
+    async fn run(&self, ops: &[StreamAsk]) -> Result<Vec<Result<Opened, StoreError>>, StoreError> {
         let join = |list: &Option<Vec<String>>| list.as_ref().map(|ids| ids.join(","));
         let workers: Vec<_> = ops.iter().map(|op| op.worker_id.as_str()).collect();
         let names: Vec<_> = ops.iter().map(|op| op.name.as_deref()).collect();
@@ -175,6 +186,6 @@ impl Batch for OpenBatch {
             })
             .ok_or(StoreError::Busy)
         };
-        (0..ops.len()).map(answer).collect()
+        Ok((0..ops.len()).map(answer).collect())
     }
 }

@@ -137,7 +137,7 @@ impl Batch for CreateBatch {
         op.task.weight_bytes()
     }
 
-    async fn run(&self, ops: &[CreateAsk]) -> Result<Vec<Create>, StoreError> {
+    async fn run(&self, ops: &[CreateAsk]) -> Result<Vec<Result<Create, StoreError>>, StoreError> {
         let ids: Vec<_> = ops.iter().map(|_| TaskId::generate()).collect();
         let mut made: HashMap<TaskId, Task> = insert(&self.pool, ops, &ids)
             .await?
@@ -152,31 +152,40 @@ impl Batch for CreateBatch {
             .filter(|(_, id)| !made.contains_key(id))
             .filter_map(|(op, _)| op.key.as_ref().map(|(key, _)| key.clone()))
             .collect();
-        let first: HashMap<String, (Vec<u8>, TaskId)> = if keys.is_empty() {
-            HashMap::new()
-        } else {
-            sqlx::query_file!("src/store/sql/task_by_key.sql", &keys)
-                .fetch_all(&self.pool)
-                .await?
-                .into_iter()
-                .map(|row| (row.idempotency_key, (row.idempotency_hash, row.id)))
-                .collect()
-        };
+        let first = self.first_of(&keys).await;
         let answer = |(op, id): (&CreateAsk, &TaskId)| {
             if let Some(task) = made.remove(id) {
                 return Ok(Create::Created(task));
             }
-            // Pruned between the two statements: as good as never used, so a retry will do.
+            let first = first.as_ref().map_err(Clone::clone)?;
+            // Gone between the two statements: as good as never used, so a retry will do.
             let (key, hash) = op.key.as_ref().ok_or(StoreError::Busy)?;
             match first.get(key) {
-                Some((first_hash, first_id)) if first_hash == hash => {
-                    Ok(Create::Repeated(*first_id))
-                }
+                Some((first_hash, id)) if first_hash == hash => Ok(Create::Repeated(*id)),
                 Some(_) => Ok(Create::KeyTaken),
                 None => Err(StoreError::Busy),
             }
         };
-        ops.iter().zip(&ids).map(answer).collect()
+        Ok(ops.iter().zip(&ids).map(answer).collect())
+    }
+}
+
+impl CreateBatch {
+    /// What some keys made when they were first used: the digest of the body, and the task.
+    async fn first_of(
+        &self,
+        keys: &[String],
+    ) -> Result<HashMap<String, (Vec<u8>, TaskId)>, StoreError> {
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query_file!("src/store/sql/task_by_key.sql", keys)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| (row.idempotency_key, (row.idempotency_hash, row.id)))
+            .collect())
     }
 }
 

@@ -2,9 +2,13 @@
 -- Looks at claims whose lease has lapsed. An owner with a stream on a live replica, or that called
 -- within the lease, keeps its claim: the lease moves on. Otherwise the task is pending again, or
 -- failed when its attempts are used up, or cancelled when that was asked for. Safe on every replica
--- at once: rows that another replica is reaping are skipped. $1 rows, $2 lease, $3 replica silence.
+-- at once: rows that another replica is reaping are skipped.
+--
+-- After an outage, a pause or a step of the clock every sign of life looks old. So a replica only
+-- judges while its own has been steady for $5 s: by then the others and the workers have shown theirs.
+-- $1 rows, $2 lease, $3 silence of a replica, $4 this replica.
 with lapsed as materialized (
-    select t.id,
+    select t.id, t.attempt, t.max_attempts, t.cancel_requested_at,
            case when exists (select 1
                                from streams s
                                join replicas r on r.id = s.replica_id
@@ -15,18 +19,22 @@ with lapsed as materialized (
       from tasks t
      where t.status = 'running'
        and t.lease_expires_at <= now()
+       and exists (select 1
+                     from replicas me
+                    where me.id = $4
+                      and me.last_seen_at > now() - make_interval(secs => $3)
+                      and me.steady_since < now() - make_interval(secs => $5))
      order by t.lease_expires_at
      limit $1
        for no key update of t skip locked
 ), judged as (
     select l.id, l.alive_until,
            case when l.alive_until > now() then 'running'
-                when t.cancel_requested_at is not null then 'cancelled'
-                when t.attempt < t.max_attempts then 'pending'
+                when l.cancel_requested_at is not null then 'cancelled'
+                when l.attempt < l.max_attempts then 'pending'
                 else 'failed'
            end as status
       from lapsed l
-      join tasks t on t.id = l.id
 )
 update tasks t
    set status           = judged.status,

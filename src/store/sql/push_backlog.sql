@@ -1,13 +1,14 @@
 -- push_backlog
 -- The best $2 claimable tasks for each of some workers, best first: per codebase from the index
--- tasks_pending_best, then merged. The worker's row decides what is for it, as it does in task_claim.
+-- tasks_pending_best, then merged. (`limit (select …)` hides the number from the planner, which would
+-- otherwise sort whole codebases for a generous one.) The worker's row decides what is for it, as it does in task_claim.
 select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
        t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
-       case when t.is_large then null else t.prompt end as prompt,
-       case when t.is_large then null else t.metadata end as metadata,
-       case when t.is_large then null else t.error end as error,
+       case when l.is_large then null else t.prompt end as prompt,
+       case when l.is_large then null else t.metadata end as metadata,
+       case when l.is_large then null else t.error end as error,
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
-       t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, t.is_large as "is_large!",
+       t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, l.is_large as "is_large!",
        t.ready_xid as "ready_xid!"
   from unnest($1::text[]) with ordinality as a (worker_id, n)
   join workers w on w.id = a.worker_id
@@ -16,8 +17,7 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
           from (select distinct codebase_id
                   from unnest(array['global', '__pending__'] || w.codebases) as own (codebase_id)) as own
          cross join lateral (
-                select tasks.*,
-                       coalesce(octet_length(prompt), 0) + pg_column_size(metadata) + coalesce(octet_length(error), 0) > 12288 as is_large
+                select tasks.*
                   from tasks
                  where tasks.status = 'pending'
                    and tasks.due
@@ -26,7 +26,11 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
                    and task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
                                    tasks.target_agent_name, w.id, w.name, w.codebases, w.capabilities)
                  order by tasks.priority desc, tasks.created_at, tasks.id
-                 limit $2) as best
+                 limit (select $2::bigint)) as best
          order by best.priority desc, best.created_at, best.id
-         limit $2) as t
+         limit (select $2::bigint)) as t
+ cross join lateral (
+        -- After the limits: jsonb is stored packed, so its text has to be made to be measured.
+        select coalesce(octet_length(t.prompt), 0) + coalesce(octet_length(t.error), 0)
+                   + octet_length(t.metadata::text) > 12288 as is_large) as l
  order by a.n, t.priority desc, t.created_at, t.id

@@ -3,17 +3,20 @@
 -- would not fit into a frame stay behind.
 select t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
        t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
-       case when t.is_large then null else t.prompt end as prompt,
-       case when t.is_large then null else t.metadata end as metadata,
-       case when t.is_large then null else t.error end as error,
+       case when l.is_large then null else t.prompt end as prompt,
+       case when l.is_large then null else t.metadata end as metadata,
+       case when l.is_large then null else t.error end as error,
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
-       t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, t.is_large as "is_large!",
+       t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, l.is_large as "is_large!",
        t.ready_xid as "ready_xid!"
-  from (select tasks.*,
-               coalesce(octet_length(prompt), 0) + pg_column_size(metadata) + coalesce(octet_length(error), 0) > 12288 as is_large
+  from (select tasks.*
           from tasks
          where id = any ($1)
            and status = 'pending'
            and run_at <= now()
            and (expires_at is null or expires_at > now())) as t
+ cross join lateral (
+        -- After the limits: jsonb is stored packed, so its text has to be made to be measured.
+        select coalesce(octet_length(t.prompt), 0) + coalesce(octet_length(t.error), 0)
+                   + octet_length(t.metadata::text) > 12288 as is_large) as l
  order by t.priority desc, t.created_at, t.id

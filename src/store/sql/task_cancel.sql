@@ -11,5 +11,4 @@ update tasks t
   from target
  where t.id = target.id
    and target.status in ('pending', 'running')
-   and t.status = target.status
 returning t.status as "status: Status"

@@ -15,6 +15,7 @@ select new.id, new.title, new.prompt, new.codebase_id, new.priority,
     as new (id, title, prompt, codebase_id, priority, required_capabilities, target_worker_id,
             target_agent_name, agent_type, metadata, run_at, expires_at, max_attempts,
             timeout_seconds, idempotency_key, idempotency_hash)
+ order by new.idempotency_key, new.id  -- two batches that repeat each other's keys wait in one order
     on conflict (idempotency_key) where idempotency_key is not null do nothing
 returning t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
        t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,

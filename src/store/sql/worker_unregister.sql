@@ -2,6 +2,11 @@
 -- The farewell: claims go back at no attempt's cost, then row and stream go.
 with gone as (
     delete from workers where id = $1 returning id
+), held as materialized (
+    select t.id from tasks t join gone on t.claimed_by = gone.id
+     where t.status = 'running'
+     order by t.id
+       for no key update of t
 ), released as (
     update tasks t
        set status           = case when t.cancel_requested_at is null then 'pending' else 'cancelled' end,
@@ -11,8 +16,8 @@ with gone as (
            lease_expires_at = null,
            finished_at      = case when t.cancel_requested_at is null then null else now() end,
            attempt          = greatest(t.attempt - 1, 0)
-      from gone
-     where t.claimed_by = gone.id and t.status = 'running'
+      from held
+     where t.id = held.id and t.status = 'running'
     returning t.id
 )
 select (select count(*) from gone) as "gone!", (select count(*) from released) as "released!"

@@ -1,0 +1,13 @@
+-- maintain_expire
+-- Ends pending tasks that nobody claimed before their expires_at.
+with late as materialized (
+    select id from tasks
+     where status = 'pending' and expires_at <= now()
+     order by expires_at
+     limit $1
+       for no key update skip locked
+)
+update tasks t
+   set status = 'failed', finished_at = now(), error = 'expired before it was claimed'
+  from late
+ where t.id = late.id
