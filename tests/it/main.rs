@@ -8,5 +8,12 @@
 
 mod support;
 
+mod api;
+mod bad_input;
 mod claims;
+mod hostile_requests;
+mod injection;
+mod limits;
+mod raw_sockets;
 mod streams;
+mod workers;

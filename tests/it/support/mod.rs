@@ -1,6 +1,7 @@
 //! What every test needs: a database, replicas, workers' streams, and patience with a deadline.
 
 pub mod database;
+pub mod raw;
 pub mod replica;
 pub mod sse;
 
@@ -8,7 +9,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use database::TestDb;
-pub use replica::Replica;
+pub use replica::{Answer, Replica};
 pub use sse::SseStream;
 
 /// How long anything may take that is expected to happen. Generous: the machine may be busy.
