@@ -6,7 +6,8 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::LengthLimitError;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 use uuid::Uuid;
 
@@ -226,7 +227,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        parse(&read_json(request, BODY_BYTES_MAX).await?).map(Self)
+        parse_object(&read_json(request, BODY_BYTES_MAX).await?).map(Self)
     }
 }
 
@@ -240,7 +241,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for MaybeJson
             return Ok(Self(T::default()));
         }
         check_is_json(&head.headers)?;
-        parse(&bytes).map(Self)
+        parse_object(&bytes).map(Self)
     }
 }
 
@@ -294,11 +295,25 @@ async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes
 }
 
 /// Reads JSON; tells broken JSON from JSON of another form.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => Problem::InvalidBody(error.to_string()),
         Category::Syntax | Category::Eof | Category::Io => {
             Problem::MalformedJson(error.to_string())
         }
     })
+}
+
+/// Whether a text of JSON is an object, if it is JSON at all.
+pub(super) fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"{")
+}
+
+/// Reads a JSON object. serde would also take a list for a struct, by the order of its fields.
+pub(super) fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if !is_object(bytes) {
+        parse::<IgnoredAny>(bytes)?;
+        return Err(Problem::InvalidBody("expected a JSON object".to_owned()));
+    }
+    parse(bytes)
 }
