@@ -159,6 +159,12 @@ pub fn check_json(field: &'static str, value: &Value) -> Result<(), Invalid> {
             "contains the character U+0000, which cannot be stored",
         ));
     }
+    if has_reserved_key(value) {
+        return Err(Invalid::new(
+            field,
+            format!("contains the key `{RESERVED_KEY}`, which cannot be read back"),
+        ));
+    }
     if value.to_string().len() + unfolded_bytes(value) > JSON_BYTES_MAX {
         return Err(Invalid::new(
             field,
@@ -166,6 +172,21 @@ pub fn check_json(field: &'static str, value: &Value) -> Result<(), Invalid> {
         ));
     }
     Ok(())
+}
+
+/// `serde_json` reads an object that begins with this key as the JSON in its text, and fails where
+/// that is none. Once stored, nothing that lists it could be read any more.
+const RESERVED_KEY: &str = "$serde_json::private::RawValue";
+
+/// Whether the key stands anywhere: Postgres orders keys anew, so any one may come to be the first.
+fn has_reserved_key(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_reserved_key),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(key, value)| key == RESERVED_KEY || has_reserved_key(value)),
+        _ => false,
+    }
 }
 
 /// Bytes that a value's numbers gain in Postgres, which writes 1e308 with all of its 309 digits.

@@ -129,6 +129,26 @@ async fn e2_metadata_counts_as_postgres_writes_it_so_that_few_bytes_cannot_becom
 }
 
 #[tokio::test]
+async fn e1_json_with_a_key_that_our_own_reader_takes_for_a_command_is_refused() {
+    let (_db, replica) = start().await;
+    // serde_json reads an object that begins with this key as the JSON in its text. Postgres puts
+    // shorter keys first, so it must not stand anywhere.
+    let key = "$serde_json::private::RawValue";
+    let longer = "l".repeat(40);
+    for metadata in [json!({ key: "x" }), json!({ longer.as_str(): 1, key: "x" })] {
+        let worker = json!({"worker_id": "w", "metadata": metadata});
+        let answer = replica.post("/v1/agent/workers/register", worker).await;
+        assert_invalid(&answer, "metadata");
+    }
+    let task = json!({"title": "x", "metadata": {"a": {longer: 1, key: "x"}}});
+    assert_invalid(&replica.post("/v1/tasks", task).await, "metadata");
+    let flat = json!({"worker_id": "w", key: "x"});
+    let answer = replica.post("/v1/agent/workers/register", flat).await;
+    assert!((400..500).contains(&answer.status), "{answer:?}");
+    replica.get("/v1/agent/workers").await.expect(200);
+}
+
+#[tokio::test]
 async fn e2_results_errors_and_reasons_are_limited_too() {
     let (_db, replica) = start().await;
     replica.register("w", &[], &[]).await;
