@@ -141,7 +141,7 @@ pub fn check_no_nul(field: &'static str, text: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks a JSON value's size as text, and that Postgres' jsonb can hold it.
+/// Checks a JSON value's size as text in Postgres, and that Postgres' jsonb can hold it.
 pub fn check_json(field: &'static str, value: &Value) -> Result<(), Invalid> {
     fn has_nul(value: &Value) -> bool {
         match value {
@@ -159,13 +159,52 @@ pub fn check_json(field: &'static str, value: &Value) -> Result<(), Invalid> {
             "contains the character U+0000, which cannot be stored",
         ));
     }
-    if value.to_string().len() > JSON_BYTES_MAX {
+    if has_reserved_key(value) {
+        return Err(Invalid::new(
+            field,
+            format!("contains the key `{RESERVED_KEY}`, which cannot be read back"),
+        ));
+    }
+    if value.to_string().len() + unfolded_bytes(value) > JSON_BYTES_MAX {
         return Err(Invalid::new(
             field,
             format!("may have at most {JSON_BYTES_MAX} bytes of JSON"),
         ));
     }
     Ok(())
+}
+
+/// `serde_json` reads an object that begins with this key as the JSON in its text, and fails where
+/// that is none. Once stored, nothing that lists it could be read any more.
+const RESERVED_KEY: &str = "$serde_json::private::RawValue";
+
+/// Whether the key stands anywhere: Postgres orders keys anew, so any one may come to be the first.
+fn has_reserved_key(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_reserved_key),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(key, value)| key == RESERVED_KEY || has_reserved_key(value)),
+        _ => false,
+    }
+}
+
+/// Bytes that a value's numbers gain in Postgres, which writes 1e308 with all of its 309 digits.
+fn unfolded_bytes(value: &Value) -> usize {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(0, |number| {
+            let is_unfolded = number != 0.0 && !(1e-5..1e16).contains(&number.abs());
+            // `Display` of a float writes all digits too.
+            if is_unfolded {
+                number.to_string().len()
+            } else {
+                0
+            }
+        }),
+        Value::Array(items) => items.iter().map(unfolded_bytes).sum(),
+        Value::Object(fields) => fields.values().map(unfolded_bytes).sum(),
+        _ => 0,
+    }
 }
 
 /// The first `bytes_max` bytes of a text, cut between characters.

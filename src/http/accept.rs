@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,7 +20,7 @@ use tower::ServiceExt;
 
 use crate::shutdown::{Shutdown, Stage};
 
-/// A connection has this long to send its request's head.
+/// A connection has this long to send its first request's head, and each further one's.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent peer is probed after this long, and so often, so many times.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
@@ -73,8 +75,11 @@ fn connection(
     graceful: &GracefulShutdown,
     shutdown: Shutdown,
 ) -> impl Future<Output = ()> + Send + 'static {
+    let heard = Arc::new(AtomicBool::new(false));
+    let has_asked = Arc::clone(&heard);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
+        has_asked.store(true, Ordering::Relaxed);
         async move {
             let response = router.oneshot(request.map(Body::new)).await;
             response.map_err(|never: Infallible| never)
@@ -93,7 +98,17 @@ fn connection(
             .keep_alive_interval(TCP_KEEPALIVE)
             .keep_alive_timeout(TCP_KEEPALIVE);
         let serving = builder.serve_connection(TokioIo::new(socket), service);
-        let serving = watcher.watch(serving.into_owned());
+        let mut serving = pin!(watcher.watch(serving.into_owned()));
+        // hyper's own limit does not hold before it knows which HTTP is spoken, nor for HTTP/2.
+        let serving = async {
+            if let Ok(ended) = tokio::time::timeout(HEAD_TIMEOUT, &mut serving).await {
+                return ended;
+            }
+            if !heard.load(Ordering::Relaxed) {
+                return Err("no request came in time".into());
+            }
+            serving.await
+        };
         if let Some(Err(error)) = shutdown.until_stopping(serving).await {
             tracing::debug!("a connection broke: {error}");
         }

@@ -1,12 +1,14 @@
 //! What a request says: who calls, with which parameters, and its JSON.
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::request::Parts;
-use http_body_util::LengthLimitError;
-use serde::de::DeserializeOwned;
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 use uuid::Uuid;
 
@@ -14,6 +16,9 @@ use super::App;
 use super::problem::Problem;
 use crate::domain::limits::{BODY_BYTES_MAX, Invalid};
 use crate::domain::{TaskId, WorkerId};
+
+/// Bytes of a body beyond its limit that are read only so that its sender gets to hear the answer.
+const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The parameters of the query. Each may be given once, or twice with the same value.
 #[derive(Debug)]
@@ -226,7 +231,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        parse(&read_json(request, BODY_BYTES_MAX).await?).map(Self)
+        parse_object(&read_json(request, BODY_BYTES_MAX).await?).map(Self)
     }
 }
 
@@ -240,7 +245,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for MaybeJson
             return Ok(Self(T::default()));
         }
         check_is_json(&head.headers)?;
-        parse(&bytes).map(Self)
+        parse_object(&bytes).map(Self)
     }
 }
 
@@ -273,32 +278,62 @@ fn check_is_json(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// Reads a whole body. What is too much is read on for a while and thrown away: a connection that is
+/// closed on a client in the middle of its sending loses the answer.
 async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let discarded_max = bytes_max + DISCARDED_BYTES_MAX;
     let announced = headers
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+    let waits_for_leave = headers.contains_key(EXPECT);
+    let refuse_above = if waits_for_leave {
+        bytes_max
+    } else {
+        discarded_max
+    };
+    if announced.is_some_and(|bytes| bytes > refuse_above as u64) {
         return Err(Problem::TooLarge { bytes_max });
     }
-    to_bytes(body, bytes_max).await.map_err(|error| {
-        let mut cause: Option<&dyn std::error::Error> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<LengthLimitError>() {
-                return Problem::TooLarge { bytes_max };
-            }
-            cause = error.source();
+    let (mut bytes, mut count) = (BytesMut::new(), 0);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Problem::BodyUnreadable)?;
+        count += chunk.len();
+        if count <= bytes_max {
+            bytes.extend_from_slice(&chunk);
+        } else if count <= discarded_max {
+            bytes = BytesMut::new();
+        } else {
+            break;
         }
-        Problem::BodyUnreadable
-    })
+    }
+    if count > bytes_max {
+        return Err(Problem::TooLarge { bytes_max });
+    }
+    Ok(bytes.freeze())
 }
 
 /// Reads JSON; tells broken JSON from JSON of another form.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => Problem::InvalidBody(error.to_string()),
         Category::Syntax | Category::Eof | Category::Io => {
             Problem::MalformedJson(error.to_string())
         }
     })
+}
+
+/// Whether a text of JSON is an object, if it is JSON at all.
+pub(super) fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"{")
+}
+
+/// Reads a JSON object. serde would also take a list for a struct, by the order of its fields.
+pub(super) fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if !is_object(bytes) {
+        parse::<IgnoredAny>(bytes)?;
+        return Err(Problem::InvalidBody("expected a JSON object".to_owned()));
+    }
+    parse(bytes)
 }

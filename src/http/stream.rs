@@ -33,7 +33,7 @@ use crate::store::{Opened, StoreError, StreamAsk};
 const RETRY_MS: std::ops::Range<u64> = 500..3_000;
 
 pub(super) fn router() -> Router<App> {
-    Router::new().route("/v1/worker/tasks/stream", get(open))
+    Router::new().route("/v1/worker/tasks/stream", get(open).head(head))
 }
 
 async fn open(
@@ -85,12 +85,21 @@ async fn open(
     let body = tokio::spawn(subscribe(app, ask, wants_task))
         .await
         .map_err(|_| Problem::Store(StoreError::Busy))??;
-    let headers = [
+    Ok((stream_headers(), Body::new(body)).into_response())
+}
+
+/// To ask for the head alone changes nothing: it must not end the worker's stream for one that is
+/// over before it began.
+async fn head() -> impl IntoResponse {
+    stream_headers()
+}
+
+fn stream_headers() -> [(HeaderName, &'static str); 3] {
+    [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-cache, no-transform"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
-    Ok((headers, Body::new(body)).into_response())
+    ]
 }
 
 /// `?events=` chooses between the two events of a task: the announcement alone, or both.

@@ -14,7 +14,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::App;
-use super::extract::{MaybeJsonBody, Params, TaskInPath, header, parse, parse_task_id, read_json};
+use super::extract::{
+    MaybeJsonBody, Params, TaskInPath, header, is_object, parse, parse_object, parse_task_id,
+    read_json,
+};
 use super::problem::Problem;
 use crate::domain::limits::{
     self, BATCH_BODY_BYTES_MAX, BATCH_TASKS_MAX, BODY_BYTES_MAX, Invalid, PAGE_TASKS_MAX,
@@ -38,7 +41,9 @@ pub(super) fn router() -> Router<App> {
 async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let key = idempotency_key(request.headers())?.map(str::to_owned);
     let body = read_json(request, BODY_BYTES_MAX).await?;
-    let task = parse::<NewTask>(&body)?.check().map_err(Problem::Invalid)?;
+    let task = parse_object::<NewTask>(&body)?
+        .check()
+        .map_err(Problem::Invalid)?;
     let key = match key {
         Some(key) => Some((key, digest(&body)?)),
         None => None,
@@ -83,15 +88,12 @@ fn digest(body: &[u8]) -> Result<Vec<u8>, Problem> {
     Ok(Sha256::digest(canonical.to_string()).to_vec())
 }
 
-/// `[…]`, or `{"tasks": […]}`.
+/// A batch that is no bare list.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Batch<'a> {
-    Bare(#[serde(borrow)] Vec<&'a RawValue>),
-    Named {
-        #[serde(borrow)]
-        tasks: Vec<&'a RawValue>,
-    },
+#[serde(deny_unknown_fields)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    tasks: Vec<&'a RawValue>,
 }
 
 async fn create_batch(State(app): State<App>, request: Request) -> Result<Response, Problem> {
@@ -118,11 +120,10 @@ async fn create_batch(State(app): State<App>, request: Request) -> Result<Respon
 }
 
 fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
-    // Broken JSON first: an untagged enum would only say that neither form fits.
-    parse::<Box<RawValue>>(body)?;
-    let Ok(Batch::Bare(raw) | Batch::Named { tasks: raw }) = serde_json::from_slice(body) else {
-        let form = "expected a list of tasks, or {\"tasks\": [...]}";
-        return Err(Problem::InvalidBody(form.to_owned()));
+    let raw = if is_object(body) {
+        parse::<Batch>(body)?.tasks
+    } else {
+        parse::<Vec<&RawValue>>(body)?
     };
     if !(1..=BATCH_TASKS_MAX).contains(&raw.len()) {
         let detail = format!("must be 1 to {BATCH_TASKS_MAX}, not {}", raw.len());
@@ -131,8 +132,7 @@ fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
     let mut tasks = Vec::with_capacity(raw.len());
     let (mut errors, mut count) = (Vec::new(), 0);
     for (index, raw) in raw.into_iter().enumerate() {
-        let task = serde_json::from_str::<NewTask>(raw.get()).map_err(|error| error.to_string());
-        match task.and_then(|task| task.check().map_err(|invalid| invalid.to_string())) {
+        match check_one(raw) {
             Ok(task) => tasks.push(task),
             Err(detail) => {
                 count += 1;
@@ -147,6 +147,14 @@ fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
     } else {
         Ok(tasks)
     }
+}
+
+fn check_one(raw: &RawValue) -> Result<NewTask, String> {
+    if !is_object(raw.get().as_bytes()) {
+        return Err("expected a JSON object".to_owned());
+    }
+    let task: NewTask = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+    task.check().map_err(|invalid| invalid.to_string())
 }
 
 async fn read_one(

@@ -13,13 +13,20 @@
 
 mod support;
 
+mod api;
+mod bad_input;
 mod claims;
 mod embedded;
 mod examples;
+mod hostile_requests;
+mod injection;
 mod layers;
+mod limits;
 mod postgres_away;
 mod push;
+mod raw_sockets;
 mod routing;
 mod schema;
 mod startup;
 mod streams;
+mod workers;

@@ -2,6 +2,7 @@
 
 pub mod database;
 pub mod proxy;
+pub mod raw;
 pub mod replica;
 pub mod sse;
 
@@ -9,7 +10,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use database::TestDb;
-pub use replica::Replica;
+pub use replica::{Answer, Replica};
 pub use sse::SseStream;
 
 /// How long anything may take that is expected to happen. Generous: the machine may be busy.
