@@ -19,6 +19,7 @@ mod examples;
 mod layers;
 mod postgres_away;
 mod push;
+mod readme;
 mod routing;
 mod schema;
 mod startup;
