@@ -56,7 +56,11 @@ create table workers (
     constraint workers_capabilities_are_valid check (taskwire_are_ids(capabilities) and cardinality(capabilities) <= 100),
     constraint workers_hostname_is_short check (char_length(hostname) <= 255),
     constraint workers_metadata_is_object check (jsonb_typeof(metadata) = 'object'),
-    constraint workers_metadata_is_small check (octet_length(metadata::text) <= 524288)
+    constraint workers_metadata_is_small check (octet_length(metadata::text) <= 524288),
+    constraint workers_times_are_in_range check (
+            registered_at   between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and last_seen_at    between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and stream_ended_at between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
 ) with (fillfactor = 70);
 
 comment on table  workers is 'Processes that execute tasks. A worker is registered by a call or by connecting.';

@@ -47,6 +47,16 @@ create table tasks (
     constraint tasks_metadata_is_object check (jsonb_typeof(metadata) = 'object'),
     constraint tasks_max_attempts_range check (max_attempts between 1 and 1000),
     constraint tasks_timeout_range check (timeout_seconds between 1 and 31536000),
+    -- Postgres knows `infinity` and years up to 294276, of which neither JSON nor most languages have an
+    -- idea: one such row, written by hand, would break whoever reads it.
+    constraint tasks_times_are_in_range check (
+            created_at          between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and run_at              between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and expires_at          between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and claimed_at          between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and lease_expires_at    between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and finished_at         between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
+        and cancel_requested_at between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'),
 
     -- What a state is. Nobody, the server included, can write a row that is none of these.
     constraint tasks_pending_is_unclaimed check (

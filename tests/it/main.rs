@@ -25,6 +25,7 @@ mod limits;
 mod postgres_away;
 mod push;
 mod raw_sockets;
+mod readme;
 mod routing;
 mod schema;
 mod startup;
