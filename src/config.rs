@@ -35,12 +35,7 @@ pub const SETTINGS: [Setting; 14] = [
         "URL",
         "direct connection for LISTEN, when DATABASE_URL goes through a transaction pooler [default: DATABASE_URL]",
     ),
-    setting(
-        "TASKWIRE_BIND",
-        "bind",
-        "ADDRESS",
-        "address to serve on [default: 127.0.0.1:8000]",
-    ),
+    setting("TASKWIRE_BIND", "bind", "ADDRESS", "address to serve on [default: 127.0.0.1:8000]"),
     setting(
         "TASKWIRE_DATA_DIR",
         "data-dir",
@@ -53,12 +48,7 @@ pub const SETTINGS: [Setting; 14] = [
         "DIR",
         "folder of the PostgreSQL binaries for the own Postgres [default: searched for]",
     ),
-    setting(
-        "WORKER_SSE_ENABLED",
-        "worker-sse-enabled",
-        "BOOL",
-        "serve streams [default: true]",
-    ),
+    setting("WORKER_SSE_ENABLED", "worker-sse-enabled", "BOOL", "serve streams [default: true]"),
     setting(
         "WORKER_SSE_KEEPALIVE",
         "worker-sse-keepalive",
@@ -101,12 +91,7 @@ pub const SETTINGS: [Setting; 14] = [
         "DAYS",
         "finished tasks older than this are pruned, 1 to 36500 [default: 30]",
     ),
-    setting(
-        "TASKWIRE_LOG_FORMAT",
-        "log-format",
-        "FORMAT",
-        "text or json [default: text]",
-    ),
+    setting("TASKWIRE_LOG_FORMAT", "log-format", "FORMAT", "text or json [default: text]"),
 ];
 
 const fn setting(
@@ -115,12 +100,7 @@ const fn setting(
     value: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting {
-        env,
-        flag,
-        value,
-        help,
-    }
+    Setting { env, flag, value, help }
 }
 
 /// A value that must not be printed.
@@ -203,25 +183,17 @@ pub fn environment() -> Result<impl Fn(&str) -> Option<String>, ConfigError> {
         }
         Err(error) if error.not_found() => {}
         Err(error) => {
-            return Err(ConfigError(vec![format!(
-                "the file .env cannot be read: {error}"
-            )]));
+            return Err(ConfigError(vec![format!("the file .env cannot be read: {error}")]));
         }
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one reader of the environment"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the environment")]
     Ok(move |name: &str| std::env::var(name).ok().or_else(|| file.get(name).cloned()))
 }
 
 impl Config {
     /// Reads every setting from `lookup`, which knows them by their names in the environment.
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut read = Reader {
-            lookup,
-            errors: Vec::new(),
-        };
+        let mut read = Reader { lookup, errors: Vec::new() };
         let secret = |text: Option<String>| text.as_deref().map(Secret::from);
         let config = Self {
             database_url: secret(read.text("DATABASE_URL")),
@@ -231,10 +203,7 @@ impl Config {
                 "an address with a port, such as 127.0.0.1:8000",
                 SocketAddr::from(([127, 0, 0, 1], 8000)),
             ),
-            data_dir: read
-                .text("TASKWIRE_DATA_DIR")
-                .unwrap_or_else(|| ".taskwire".into())
-                .into(),
+            data_dir: read.text("TASKWIRE_DATA_DIR").unwrap_or_else(|| ".taskwire".into()).into(),
             postgres_bin: read.text("TASKWIRE_POSTGRES_BIN").map(Into::into),
             sse_enabled: read.choice(
                 "WORKER_SSE_ENABLED",
@@ -260,25 +229,16 @@ impl Config {
             ("DATABASE_LISTEN_URL", &config.database_listen_url),
         ] {
             let known = |url: &Secret| {
-                ["postgres://", "postgresql://"]
-                    .iter()
-                    .any(|s| url.reveal().starts_with(s))
+                ["postgres://", "postgresql://"].iter().any(|s| url.reveal().starts_with(s))
             };
             if url.as_ref().is_some_and(|url| !known(url)) {
-                read.errors.push(format!(
-                    "{name} must begin with postgres:// or postgresql://"
-                ));
+                read.errors.push(format!("{name} must begin with postgres:// or postgresql://"));
             }
         }
         if config.database_url.is_none() && config.database_listen_url.is_some() {
-            read.errors
-                .push("DATABASE_LISTEN_URL goes with DATABASE_URL, which is not set".into());
+            read.errors.push("DATABASE_LISTEN_URL goes with DATABASE_URL, which is not set".into());
         }
-        if read.errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(read.errors))
-        }
+        if read.errors.is_empty() { Ok(config) } else { Err(ConfigError(read.errors)) }
     }
 }
 
@@ -290,9 +250,7 @@ struct Reader<L> {
 impl<L: Fn(&str) -> Option<String>> Reader<L> {
     /// A set but empty variable counts as not set, as in `docker-compose.yml`'s `${NAME:-}`.
     fn text(&self, name: &str) -> Option<String> {
-        (self.lookup)(name)
-            .map(|text| text.trim().to_owned())
-            .filter(|text| !text.is_empty())
+        (self.lookup)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
     fn parsed<T: FromStr>(&mut self, name: &str, expected: &str, default: T) -> T {
@@ -300,8 +258,7 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
             return default;
         };
         text.parse().unwrap_or_else(|_| {
-            self.errors
-                .push(format!("{name} is `{text}`, but must be {expected}"));
+            self.errors.push(format!("{name} is `{text}`, but must be {expected}"));
             default
         })
     }
@@ -337,10 +294,7 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
             return *value;
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-        self.errors.push(format!(
-            "{name} is `{text}`, but must be {}",
-            words.join(" or ")
-        ));
+        self.errors.push(format!("{name} is `{text}`, but must be {}", words.join(" or ")));
         default
     }
 }
@@ -351,10 +305,7 @@ mod tests {
 
     fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
         Config::read(|name| {
-            pairs
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| (*value).to_owned())
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         })
     }
 

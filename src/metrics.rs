@@ -49,38 +49,14 @@ impl Metrics {
         let reaped = Family::default();
         let responses = Family::default();
         registry.register("streams_open", "Open worker streams", streams_open.clone());
-        registry.register(
-            "announcements",
-            "Tasks told to a worker",
-            announcements.clone(),
-        );
-        registry.register(
-            "tasks_created",
-            "Tasks created by API",
-            tasks_created.clone(),
-        );
-        registry.register(
-            "listener_losses",
-            "Lost LISTEN connections",
-            listener_losses.clone(),
-        );
-        registry.register(
-            "streams_ended",
-            "Streams that the server ended",
-            streams_ended.clone(),
-        );
+        registry.register("announcements", "Tasks told to a worker", announcements.clone());
+        registry.register("tasks_created", "Tasks created by API", tasks_created.clone());
+        registry.register("listener_losses", "Lost LISTEN connections", listener_losses.clone());
+        registry.register("streams_ended", "Streams that the server ended", streams_ended.clone());
         registry.register("claims", "Claims by outcome", claims.clone());
         registry.register("finishes", "Ends of claims by outcome", finishes.clone());
-        registry.register(
-            "reaped",
-            "Lapsed leases by what became of the task",
-            reaped.clone(),
-        );
-        registry.register(
-            "http_responses",
-            "HTTP responses by status",
-            responses.clone(),
-        );
+        registry.register("reaped", "Lapsed leases by what became of the task", reaped.clone());
+        registry.register("http_responses", "HTTP responses by status", responses.clone());
         Self {
             registry,
             streams_open,
@@ -112,9 +88,7 @@ impl Metrics {
 
     /// Counts lapsed leases.
     pub fn reaped(&self, outcome: &'static str, count: u64) {
-        self.reaped
-            .get_or_create(&Outcome { outcome })
-            .inc_by(count);
+        self.reaped.get_or_create(&Outcome { outcome }).inc_by(count);
     }
 
     /// Counts a response.

@@ -90,9 +90,7 @@ impl From<StoreError> for StartError {
 
 /// Listens before anything is started, so that a taken address is known at once.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| StartError::Bind(address, error))
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind(address, error))
 }
 
 /// Reads the two URLs of Postgres: for statements, and for LISTEN.
@@ -102,10 +100,7 @@ pub fn parse_urls(
 ) -> Result<(PgConnectOptions, PgConnectOptions), StartError> {
     let read =
         |name, url: &Secret| parse_url(url.reveal()).map_err(|error| StartError::Url(name, error));
-    Ok((
-        read("DATABASE_URL", database)?,
-        read("DATABASE_LISTEN_URL", listen.unwrap_or(database))?,
-    ))
+    Ok((read("DATABASE_URL", database)?, read("DATABASE_LISTEN_URL", listen.unwrap_or(database))?))
 }
 
 /// Brings the schema up to date; waits a while for a Postgres that is not there yet.
@@ -168,19 +163,15 @@ impl Replica {
         database_url: &Secret,
         listener: TcpListener,
     ) -> Result<Self, StartError> {
-        let address = listener
-            .local_addr()
-            .map_err(|error| StartError::Bind(config.bind, error))?;
+        let address =
+            listener.local_addr().map_err(|error| StartError::Bind(config.bind, error))?;
         let (database, listen) = parse_urls(database_url, config.database_listen_url.as_ref())?;
         for name in migrate_patiently(&database).await? {
             tracing::info!("migration applied: {name}");
         }
         // A claim never outlives the time after which its worker counts as gone (protocol S9).
         let lease = config.lease.min(config.worker_timeout);
-        let times = Times {
-            lease,
-            worker_timeout: config.worker_timeout,
-        };
+        let times = Times { lease, worker_timeout: config.worker_timeout };
         let parts = Parts::new(Store::new(database, listen, times), address);
         let (trigger, shutdown) = shutdown::channel();
 
@@ -203,10 +194,7 @@ impl Replica {
         patiently(|| parts.store.replica_heartbeat(parts.replica, &own_address)).await?;
         log_trigger(&parts.store).await?;
         let mut loops = parts.start_loops(listener_task, config, &shutdown);
-        if tokio::time::timeout(FIRST_CANARY_WAIT, proof.first())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(FIRST_CANARY_WAIT, proof.first()).await.is_err() {
             trigger.advance(Stage::Stopping);
             parts.farewell().await;
             return Err(StartError::NoCanary);
@@ -227,12 +215,7 @@ impl Replica {
             loops.shutdown().await;
             parts.farewell().await;
         });
-        Ok(Self {
-            address,
-            trigger,
-            serving,
-            drain,
-        })
+        Ok(Self { address, trigger, serving, drain })
     }
 
     /// Serves until a signal, then drains; a second signal, or the hard deadline, ends at once.
@@ -313,12 +296,7 @@ impl Parts {
             router.clone(),
             stop(),
         )));
-        run(Box::pin(sweep::settle(
-            store.clone(),
-            Arc::clone(hub),
-            router,
-            stop(),
-        )));
+        run(Box::pin(sweep::settle(store.clone(), Arc::clone(hub), router, stop())));
         run(Box::pin(presence::heartbeat(
             store.clone(),
             Arc::clone(hub),
@@ -326,30 +304,13 @@ impl Parts {
             self.address.to_string(),
             stop(),
         )));
-        run(Box::pin(presence::departures(
-            store.clone(),
-            Arc::clone(hub),
-            stop(),
-        )));
-        run(Box::pin(reap::run(
-            store.clone(),
-            self.replica,
-            Arc::clone(&self.metrics),
-            stop(),
-        )));
+        run(Box::pin(presence::departures(store.clone(), Arc::clone(hub), stop())));
+        run(Box::pin(reap::run(store.clone(), self.replica, Arc::clone(&self.metrics), stop())));
         run(Box::pin(expire::run(store.clone(), stop())));
         run(Box::pin(promote::run(store.clone(), stop())));
-        run(Box::pin(prune::run(
-            store.clone(),
-            config.retention_days,
-            stop(),
-        )));
+        run(Box::pin(prune::run(store.clone(), config.retention_days, stop())));
         run(Box::pin(replicas::run(store.clone(), stop())));
-        run(Box::pin(seen::run(
-            store.clone(),
-            Arc::clone(&self.seen),
-            stop(),
-        )));
+        run(Box::pin(seen::run(store.clone(), Arc::clone(&self.seen), stop())));
         loops
     }
 

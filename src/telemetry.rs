@@ -15,17 +15,13 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     let filter = ["sqlx", "refinery_core"]
         .into_iter()
         .filter(|name| !has(name))
-        .fold(filter.clone(), |filter, name| {
-            filter.with_target(name, tracing::Level::WARN)
-        });
+        .fold(filter.clone(), |filter, name| filter.with_target(name, tracing::Level::WARN));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
-        .init();
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     Ok(())
 }
 

@@ -40,10 +40,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// An error that ends the program.
 type Fatal = Box<dyn std::error::Error + Send + Sync>;
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last words of a program that could not start"
-)]
+#[expect(clippy::print_stderr, reason = "the last words of a program that could not start")]
 fn complain(error: &(dyn std::error::Error + 'static)) {
     eprintln!("taskwire: {}", chain(error));
 }
@@ -85,20 +82,10 @@ fn command() -> Command {
 fn read(options: &ArgMatches) -> Result<Config, Fatal> {
     let environment = config::environment()?;
     let flag = |name: &str| options.try_get_one::<String>(name).ok().flatten().cloned();
-    Ok(Config::read(|name| {
-        flag(name).or_else(|| environment(name))
-    })?)
+    Ok(Config::read(|name| flag(name).or_else(|| environment(name)))?)
 }
 
 fn guard_args(options: &ArgMatches) -> embedded::GuardArgs {
-    let path = |name: &str| {
-        options
-            .get_one::<String>(name)
-            .map(PathBuf::from)
-            .unwrap_or_default()
-    };
-    embedded::GuardArgs {
-        data_dir: path("data-dir"),
-        postgres_bin: path("postgres-bin"),
-    }
+    let path = |name: &str| options.get_one::<String>(name).map(PathBuf::from).unwrap_or_default();
+    embedded::GuardArgs { data_dir: path("data-dir"), postgres_bin: path("postgres-bin") }
 }

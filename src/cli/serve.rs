@@ -74,9 +74,7 @@ fn start_logging(config: &Config) -> Result<(), Fatal> {
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 /// SIGTERM and SIGINT.

@@ -53,10 +53,7 @@ pub struct Invalid {
 impl Invalid {
     /// `detail` goes on where the field's name ends: "must be …".
     pub fn new(field: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            field,
-            detail: detail.into(),
-        }
+        Self { field, detail: detail.into() }
     }
 }
 
@@ -72,9 +69,7 @@ impl std::error::Error for Invalid {}
 #[must_use]
 pub fn is_id(text: &str) -> bool {
     (1..=ID_CHARS_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b))
 }
 
 /// Checks an id that somebody chose.
@@ -108,10 +103,7 @@ pub fn check_ids(
     ids.sort_unstable();
     ids.dedup();
     if ids.len() > count_max {
-        return Err(Invalid::new(
-            field,
-            format!("may have at most {count_max} entries"),
-        ));
+        return Err(Invalid::new(field, format!("may have at most {count_max} entries")));
     }
     for id in &ids {
         check_id(field, id)?;
@@ -122,10 +114,7 @@ pub fn check_ids(
 /// Checks a text's length in bytes, and that Postgres can hold it.
 pub fn check_text(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Invalid> {
     if text.len() > bytes_max {
-        return Err(Invalid::new(
-            field,
-            format!("may have at most {bytes_max} bytes"),
-        ));
+        return Err(Invalid::new(field, format!("may have at most {bytes_max} bytes")));
     }
     check_no_nul(field, text)
 }
@@ -133,10 +122,7 @@ pub fn check_text(field: &'static str, text: &str, bytes_max: usize) -> Result<(
 /// Postgres' text cannot hold the character NUL.
 pub fn check_no_nul(field: &'static str, text: &str) -> Result<(), Invalid> {
     if text.contains('\0') {
-        return Err(Invalid::new(
-            field,
-            "contains the character U+0000, which cannot be stored",
-        ));
+        return Err(Invalid::new(field, "contains the character U+0000, which cannot be stored"));
     }
     Ok(())
 }
@@ -147,17 +133,14 @@ pub fn check_json(field: &'static str, value: &Value) -> Result<(), Invalid> {
         match value {
             Value::String(text) => text.contains('\0'),
             Value::Array(items) => items.iter().any(has_nul),
-            Value::Object(fields) => fields
-                .iter()
-                .any(|(key, value)| key.contains('\0') || has_nul(value)),
+            Value::Object(fields) => {
+                fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value))
+            }
             _ => false,
         }
     }
     if has_nul(value) {
-        return Err(Invalid::new(
-            field,
-            "contains the character U+0000, which cannot be stored",
-        ));
+        return Err(Invalid::new(field, "contains the character U+0000, which cannot be stored"));
     }
     if has_reserved_key(value) {
         return Err(Invalid::new(
@@ -182,9 +165,9 @@ const RESERVED_KEY: &str = "$serde_json::private::RawValue";
 fn has_reserved_key(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(has_reserved_key),
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(key, value)| key == RESERVED_KEY || has_reserved_key(value)),
+        Value::Object(fields) => {
+            fields.iter().any(|(key, value)| key == RESERVED_KEY || has_reserved_key(value))
+        }
         _ => false,
     }
 }
@@ -195,11 +178,7 @@ fn unfolded_bytes(value: &Value) -> usize {
         Value::Number(number) => number.as_f64().map_or(0, |number| {
             let is_unfolded = number != 0.0 && !(1e-5..1e16).contains(&number.abs());
             // `Display` of a float writes all digits too.
-            if is_unfolded {
-                number.to_string().len()
-            } else {
-                0
-            }
+            if is_unfolded { number.to_string().len() } else { 0 }
         }),
         Value::Array(items) => items.iter().map(unfolded_bytes).sum(),
         Value::Object(fields) => fields.values().map(unfolded_bytes).sum(),

@@ -43,13 +43,8 @@ impl Routing {
     pub fn matches(&self, task: TaskRouting<'_>) -> bool {
         let listed = |list: &[String], id: &str| list.iter().any(|own| own == id);
         (is_for_all(task.codebase_id) || listed(&self.codebases, task.codebase_id))
-            && task
-                .required_capabilities
-                .iter()
-                .all(|need| listed(&self.capabilities, need))
-            && task
-                .target_worker_id
-                .is_none_or(|id| id == self.worker_id.as_str())
+            && task.required_capabilities.iter().all(|need| listed(&self.capabilities, need))
+            && task.target_worker_id.is_none_or(|id| id == self.worker_id.as_str())
             && task.target_agent_name.is_none_or(|name| name == self.name)
     }
 }
@@ -67,11 +62,7 @@ pub fn parse_list(
     text: &str,
     count_max: usize,
 ) -> Result<Vec<String>, Invalid> {
-    let ids = text
-        .split(',')
-        .map(str::trim)
-        .filter(|id| !id.is_empty())
-        .map(str::to_owned);
+    let ids = text.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned);
     limits::check_ids(field, ids.collect(), count_max)
 }
 

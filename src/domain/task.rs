@@ -41,24 +41,15 @@ impl Status {
     /// Reads the word.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [
-            Self::Pending,
-            Self::Running,
-            Self::Completed,
-            Self::Failed,
-            Self::Cancelled,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == word)
+        [Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled]
+            .into_iter()
+            .find(|status| status.as_str() == word)
     }
 }
 
 /// One task as everybody sees it. The columns' comments in the schema say what each field means.
 #[derive(Clone, Debug, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "`\\d+ tasks` documents each column of this name"
-)]
+#[expect(missing_docs, reason = "`\\d+ tasks` documents each column of this name")]
 pub struct Task {
     pub id: TaskId,
     pub title: String,
@@ -103,10 +94,7 @@ impl Task {
 /// A task that a producer asks for. [`NewTask::check`] comes before it goes anywhere.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(
-    missing_docs,
-    reason = "`\\d+ tasks` documents each column of this name"
-)]
+#[expect(missing_docs, reason = "`\\d+ tasks` documents each column of this name")]
 pub struct NewTask {
     pub title: String,
     #[serde(default)]
@@ -181,11 +169,7 @@ impl NewTask {
             return Err(Invalid::new("expires_at", "must be later than `run_at`"));
         }
         check_range("max_attempts", self.max_attempts, limits::ATTEMPTS_MAX)?;
-        check_range(
-            "timeout_seconds",
-            self.timeout_seconds,
-            limits::TIMEOUT_SECONDS_MAX,
-        )?;
+        check_range("timeout_seconds", self.timeout_seconds, limits::TIMEOUT_SECONDS_MAX)?;
         Ok(self)
     }
 
@@ -198,10 +182,7 @@ impl NewTask {
     /// About how many bytes it takes on its way to Postgres.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let metadata = self
-            .metadata
-            .as_ref()
-            .map_or(0, |value| value.to_string().len());
+        let metadata = self.metadata.as_ref().map_or(0, |value| value.to_string().len());
         256 + self.title.len() + self.prompt.as_ref().map_or(0, String::len) + metadata
     }
 }

@@ -61,10 +61,8 @@ impl Binaries {
         if !folder.is_dir() {
             return Err("there is no such folder".to_owned());
         }
-        let missing: Vec<&str> = PROGRAMS
-            .into_iter()
-            .filter(|name| !folder.join(name).is_file())
-            .collect();
+        let missing: Vec<&str> =
+            PROGRAMS.into_iter().filter(|name| !folder.join(name).is_file()).collect();
         if !missing.is_empty() {
             return Err(format!("that folder lacks {}", missing.join(" and ")));
         }
@@ -78,19 +76,11 @@ impl Binaries {
             ));
         }
         let digits: String = postgres.chars().take_while(char::is_ascii_digit).collect();
-        let major = digits
-            .parse()
-            .map_err(|_| format!("its version {postgres} is unknown"))?;
+        let major = digits.parse().map_err(|_| format!("its version {postgres} is unknown"))?;
         if major < OLDEST_MAJOR {
-            return Err(format!(
-                "its version {postgres} is older than {OLDEST_MAJOR}"
-            ));
+            return Err(format!("its version {postgres} is older than {OLDEST_MAJOR}"));
         }
-        Ok(Self {
-            folder: folder.to_owned(),
-            major,
-            version: postgres,
-        })
+        Ok(Self { folder: folder.to_owned(), major, version: postgres })
     }
 
     /// The path of a program.
@@ -122,11 +112,7 @@ impl Search {
             .map(|(root, prefix)| (PathBuf::from(root), prefix.to_owned()))
             .collect();
         roots.push((downloads.to_owned(), super::download::PREFIX.to_owned()));
-        Self {
-            path: std::env::var_os("PATH"),
-            roots,
-            ask_pg_config: true,
-        }
+        Self { path: std::env::var_os("PATH"), roots, ask_pg_config: true }
     }
 
     /// The first fitting folder; `major` is that of an existing cluster.
@@ -146,22 +132,13 @@ impl Search {
 
     fn candidates(&self) -> impl Iterator<Item = PathBuf> {
         let path = self.path.iter().flat_map(std::env::split_paths);
-        let roots = self
-            .roots
-            .iter()
-            .flat_map(|(root, prefix)| newest_first(root, prefix));
+        let roots = self.roots.iter().flat_map(|(root, prefix)| newest_first(root, prefix));
         // Asked last, and only if nothing else fits.
         let config = std::iter::once(self.ask_pg_config).filter_map(|ask| {
-            let output = ask
-                .then(|| Command::new("pg_config").arg("--bindir").output())?
-                .ok()?;
-            Some(PathBuf::from(
-                String::from_utf8_lossy(&output.stdout).trim(),
-            ))
+            let output = ask.then(|| Command::new("pg_config").arg("--bindir").output())?.ok()?;
+            Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
         });
-        path.chain(roots)
-            .chain(config)
-            .filter(|folder| folder.is_absolute())
+        path.chain(roots).chain(config).filter(|folder| folder.is_absolute())
     }
 }
 
@@ -175,40 +152,22 @@ fn newest_first(root: &Path, prefix: &str) -> Vec<PathBuf> {
         .collect();
     names.sort_by_cached_key(|name| {
         let numbers = name.split(|c: char| !c.is_ascii_digit());
-        std::cmp::Reverse(
-            numbers
-                .filter_map(|part| part.parse().ok())
-                .collect::<Vec<u64>>(),
-        )
+        std::cmp::Reverse(numbers.filter_map(|part| part.parse().ok()).collect::<Vec<u64>>())
     });
-    names
-        .iter()
-        .map(|name| root.join(name).join("bin"))
-        .collect()
+    names.iter().map(|name| root.join(name).join("bin")).collect()
 }
 
 /// The version a program says it has: the third word of "postgres (PostgreSQL) 15.18 (Debian …".
 fn version(program: &Path, user: &RunAs) -> Result<String, String> {
-    let output = user
-        .command(program)
-        .arg("--version")
-        .output()
-        .map_err(|error| {
-            let name = user
-                .name()
-                .map(|name| format!(" as the user {name}"))
-                .unwrap_or_default();
-            format!("{} cannot be run{name} ({error})", program.display())
-        })?;
+    let output = user.command(program).arg("--version").output().map_err(|error| {
+        let name = user.name().map(|name| format!(" as the user {name}")).unwrap_or_default();
+        format!("{} cannot be run{name} ({error})", program.display())
+    })?;
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.split_whitespace().nth(2).map(str::to_owned);
     version.ok_or_else(|| {
         let said = String::from_utf8_lossy(&output.stderr);
-        format!(
-            "{} does not tell its version: {}",
-            program.display(),
-            said.trim()
-        )
+        format!("{} does not tell its version: {}", program.display(), said.trim())
     })
 }
 
@@ -219,10 +178,8 @@ pub(super) fn from_setting(
     user: &RunAs,
 ) -> Result<Binaries, Error> {
     let wrong = |why: &str| {
-        let version = major.map_or_else(
-            || format!("{OLDEST_MAJOR} or newer"),
-            |major| format!("{major}"),
-        );
+        let version =
+            major.map_or_else(|| format!("{OLDEST_MAJOR} or newer"), |major| format!("{major}"));
         Error::new(format!(
             "TASKWIRE_POSTGRES_BIN is {}, but {why}: it must be a folder with initdb, pg_ctl and \
              postgres of version {version}.",
@@ -248,34 +205,18 @@ mod tests {
     #[test]
     fn newest_version_comes_first() {
         let root = std::env::temp_dir().join(format!("taskwire-roots-{}", std::process::id()));
-        for name in [
-            "postgresql@9",
-            "postgresql@17",
-            "postgresql@16.4",
-            "postgresql",
-            "other",
-        ] {
+        for name in ["postgresql@9", "postgresql@17", "postgresql@16.4", "postgresql", "other"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
         let found = newest_first(&root, "postgresql");
         let names: Vec<_> = found
             .iter()
-            .map(|path| {
-                path.strip_prefix(&root)
-                    .unwrap()
-                    .to_string_lossy()
-                    .into_owned()
-            })
+            .map(|path| path.strip_prefix(&root).unwrap().to_string_lossy().into_owned())
             .collect();
         fs::remove_dir_all(&root).unwrap();
         assert_eq!(
             names,
-            [
-                "postgresql@17/bin",
-                "postgresql@16.4/bin",
-                "postgresql@9/bin",
-                "postgresql/bin"
-            ]
+            ["postgresql@17/bin", "postgresql@16.4/bin", "postgresql@9/bin", "postgresql/bin"]
         );
     }
 }

@@ -49,8 +49,7 @@ impl Cluster {
         if self.folder.password().is_some() {
             return Ok(());
         }
-        self.log
-            .note("postgres.password is gone: setting a new password");
+        self.log.note("postgres.password is gone: setting a new password");
         let password = new_password();
         let sql = format!("ALTER ROLE {NAME} PASSWORD '{password}';\n");
         self.single_user(self.folder.cluster(), &sql)?;
@@ -62,21 +61,13 @@ impl Cluster {
         let password = self.folder.password().ok_or_else(|| {
             Error::new("The file postgres.password is gone: stop Taskwire and start it again.")
         })?;
-        Ok(format!(
-            "postgres://{NAME}:{password}@127.0.0.1:{port}/{NAME}"
-        ))
+        Ok(format!("postgres://{NAME}:{password}@127.0.0.1:{port}/{NAME}"))
     }
 
     /// The port of the last start.
     pub(super) fn last_port(&self) -> Option<u16> {
         let url = self.folder.last_url()?;
-        url.trim()
-            .rsplit_once('/')?
-            .0
-            .rsplit_once(':')?
-            .1
-            .parse()
-            .ok()
+        url.trim().rsplit_once('/')?.0.rsplit_once(':')?.1.parse().ok()
     }
 
     /// Makes the cluster under another name and renames it when it is complete, so that a crash
@@ -106,9 +97,7 @@ impl Cluster {
     /// Removes what unfinished attempts have left. What cannot be removed is only in the way.
     fn remove_leftovers(&self) {
         let cluster = self.folder.cluster();
-        let entries = cluster
-            .parent()
-            .and_then(|parent| fs::read_dir(parent).ok());
+        let entries = cluster.parent().and_then(|parent| fs::read_dir(parent).ok());
         for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
             let suffix = path.as_os_str().as_encoded_bytes();
@@ -133,13 +122,7 @@ impl Cluster {
         user.own(secret)?;
         let output = user
             .command(self.binaries.program("initdb"))
-            .args([
-                "--username",
-                NAME,
-                "--encoding=UTF8",
-                "--locale=C",
-                "--auth=scram-sha-256",
-            ])
+            .args(["--username", NAME, "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256"])
             .arg("--pwfile")
             .arg(secret)
             .arg("--pgdata")
@@ -199,11 +182,7 @@ fn new_password() -> String {
 }
 
 fn append(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(SECRET)
-        .open(path)?;
+    let mut file = OpenOptions::new().create(true).append(true).mode(SECRET).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -43,10 +43,7 @@ pub(super) struct Source {
 impl Source {
     /// The releases of theseus-rs/postgresql-binaries on GitHub.
     pub(super) fn github() -> Self {
-        Self {
-            url: theseus::URL.to_owned(),
-            host: ("api.github.com".to_owned(), 443),
-        }
+        Self { url: theseus::URL.to_owned(), host: ("api.github.com".to_owned(), 443) }
     }
 
     /// Downloads PostgreSQL, or waits for another process that does; of the major version of the
@@ -77,48 +74,31 @@ impl Source {
             Ok::<_, String>(binaries)
         };
         let result = timeout(TOTAL_LIMIT, work).await.unwrap_or_else(|_| {
-            Err(format!(
-                "it took longer than {} minutes",
-                TOTAL_LIMIT.as_secs() / 60
-            ))
+            Err(format!("it took longer than {} minutes", TOTAL_LIMIT.as_secs() / 60))
         });
         result.map_err(|why| failed(&why))
     }
 
     async fn fetch(&self, folder: &Folder, major: u32) -> Result<Binaries, String> {
-        tracing::info!(
-            "no PostgreSQL is installed: downloading version {major} from {}",
-            self.url
-        );
+        tracing::info!("no PostgreSQL is installed: downloading version {major} from {}", self.url);
         if PROXIES.iter().all(|name| std::env::var_os(name).is_none()) {
             reach(self.host.clone()).await?;
         }
         let wanted = VersionReq::parse(&format!("={major}")).map_err(|e| e.to_string())?;
-        let (version, bytes) = get_archive(&self.url, &wanted)
-            .await
-            .map_err(|error| error.to_string())?;
-        tracing::info!(
-            "unpacking PostgreSQL {version}, {} MiB",
-            bytes.len() / 1024 / 1024
-        );
+        let (version, bytes) =
+            get_archive(&self.url, &wanted).await.map_err(|error| error.to_string())?;
+        tracing::info!("unpacking PostgreSQL {version}, {} MiB", bytes.len() / 1024 / 1024);
         let (url, folder) = (self.url.clone(), folder.clone());
         // Unpacking is declared as async, but blocks.
         let unpacked = tokio::task::spawn_blocking(move || {
             let path = folder.programs().join(format!("{PREFIX}{version}"));
-            let new = folder
-                .programs()
-                .join(format!("unfinished-{PREFIX}{version}"));
+            let new = folder.programs().join(format!("unfinished-{PREFIX}{version}"));
             // A former process was stopped in the middle.
             let _ = fs::remove_dir_all(&new);
             let runtime = tokio::runtime::Handle::current();
-            runtime
-                .block_on(extract(&url, &bytes, &new))
-                .map_err(|error| error.to_string())?;
+            runtime.block_on(extract(&url, &bytes, &new)).map_err(|error| error.to_string())?;
             // The library makes a folder that only root can enter.
-            folder
-                .user()
-                .own_tree(&new)
-                .map_err(|error| error.to_string())?;
+            folder.user().own_tree(&new).map_err(|error| error.to_string())?;
             let io = |error: std::io::Error| format!("{}: {error}", path.display());
             if path.exists() {
                 fs::remove_dir_all(&path).map_err(io)?;
@@ -164,10 +144,9 @@ async fn reach(host: (String, u16)) -> Result<(), String> {
     match timeout(CONNECT_LIMIT, receiver).await {
         Ok(Ok(Ok(()))) => Ok(()),
         Ok(Ok(Err(error))) => Err(format!("{name} cannot be reached: {error}")),
-        Ok(Err(_)) | Err(_) => Err(format!(
-            "{name} did not answer within {} seconds",
-            CONNECT_LIMIT.as_secs()
-        )),
+        Ok(Err(_)) | Err(_) => {
+            Err(format!("{name} did not answer within {} seconds", CONNECT_LIMIT.as_secs()))
+        }
     }
 }
 

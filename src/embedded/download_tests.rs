@@ -43,16 +43,8 @@ impl Repository for Fake {
             stream.write_all(b"GET /archive HTTP/1.0\r\n\r\n")?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer)?;
-            let body = answer
-                .windows(4)
-                .position(|bytes| bytes == b"\r\n\r\n")
-                .unwrap()
-                + 4;
-            Ok(Archive::new(
-                "fake.tar.gz".into(),
-                version,
-                answer[body..].to_vec(),
-            ))
+            let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+            Ok(Archive::new("fake.tar.gz".into(), version, answer[body..].to_vec()))
         })
     }
 }
@@ -111,28 +103,17 @@ async fn downloads_once_for_two_at_a_time() {
         Box::new(move |_| Ok(Box::new(Fake { port }) as Box<dyn Repository>)),
     )
     .unwrap();
-    extractor::registry::register(
-        |url| Ok(url.starts_with("http://127.0.0.1:")),
-        theseus::extract,
-    )
-    .unwrap();
+    extractor::registry::register(|url| Ok(url.starts_with("http://127.0.0.1:")), theseus::extract)
+        .unwrap();
     let folder = Folder::open(&scratch.join("data")).unwrap();
-    let source = Source {
-        url: prefix,
-        host: ("127.0.0.1".into(), port),
-    };
+    let source = Source { url: prefix, host: ("127.0.0.1".into(), port) };
 
-    let (one, two) = tokio::join!(
-        source.download(&folder, Some(99)),
-        source.download(&folder, Some(99))
-    );
+    let (one, two) =
+        tokio::join!(source.download(&folder, Some(99)), source.download(&folder, Some(99)));
 
     for binaries in [one.unwrap(), two.unwrap()] {
         assert_eq!((binaries.major(), binaries.version()), (99, "99.1"));
-        assert_eq!(
-            binaries.folder(),
-            folder.programs().join("postgresql-99.1.0/bin")
-        );
+        assert_eq!(binaries.folder(), folder.programs().join("postgresql-99.1.0/bin"));
     }
     let found = super::super::binaries::Search {
         path: None,
@@ -140,10 +121,7 @@ async fn downloads_once_for_two_at_a_time() {
         ask_pg_config: false,
     };
     let found = found.find(None, folder.user());
-    assert!(
-        matches!(found, super::super::binaries::Found::Fitting(_)),
-        "{found:?}"
-    );
+    assert!(matches!(found, super::super::binaries::Found::Fitting(_)), "{found:?}");
     fs::remove_dir_all(&scratch).unwrap();
 }
 
@@ -152,21 +130,11 @@ async fn says_what_to_install_without_a_network() {
     let scratch = scratch("offline");
     let folder = Folder::open(&scratch.join("data")).unwrap();
     // Reserved for names that do not exist, by RFC 2606.
-    let source = Source {
-        url: theseus::URL.into(),
-        host: ("nowhere.invalid".into(), 443),
-    };
+    let source = Source { url: theseus::URL.into(), host: ("nowhere.invalid".into(), 443) };
 
-    let error = source
-        .download(&folder, None)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = source.download(&folder, None).await.unwrap_err().to_string();
 
-    assert!(
-        error.contains("nowhere.invalid cannot be reached"),
-        "{error}"
-    );
+    assert!(error.contains("nowhere.invalid cannot be reached"), "{error}");
     assert!(error.contains("apt-get install postgresql"), "{error}");
     fs::remove_dir_all(&scratch).unwrap();
 }

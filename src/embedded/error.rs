@@ -25,10 +25,7 @@ impl Error {
         } else {
             ""
         };
-        Self(format!(
-            "Cannot {doing} {}: {source}{hint}.",
-            path.display()
-        ))
+        Self(format!("Cannot {doing} {}: {source}{hint}.", path.display()))
     }
 }
 

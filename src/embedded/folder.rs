@@ -52,12 +52,7 @@ impl Folder {
             )));
         }
         let programs = if user.can_enter(&data) { &data } else { parent }.to_owned();
-        Ok(Self {
-            data,
-            cluster,
-            programs,
-            user,
-        })
+        Ok(Self { data, cluster, programs, user })
     }
 
     /// The cluster, PGDATA; no symbolic link.
@@ -90,10 +85,7 @@ impl Folder {
         let path = self.cluster.join("PG_VERSION");
         match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().map(Some).map_err(|_| {
-                Error::new(format!(
-                    "{} does not hold a version of PostgreSQL.",
-                    path.display()
-                ))
+                Error::new(format!("{} does not hold a version of PostgreSQL.", path.display()))
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", &path, &error)),
@@ -116,10 +108,7 @@ impl Folder {
         let path = self.data.join("guard.lock");
         let text = fs::read_to_string(&path).map_err(|error| Error::io("read", &path, &error))?;
         let version = text.lines().nth(1).unwrap_or("unknown").to_owned();
-        Ok(Some(Ready {
-            url: url.trim().to_owned(),
-            version,
-        }))
+        Ok(Some(Ready { url: url.trim().to_owned(), version }))
     }
 
     /// The URL of the last start, whether it still runs or not.
@@ -205,12 +194,8 @@ fn write_secret(path: &Path, text: &str) -> io::Result<File> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(SECRET)
-        .open(path)?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create_new(true).mode(SECRET).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     Ok(file)
@@ -232,10 +217,7 @@ fn taken(
 /// not see each other.
 fn is_free(file: &File, path: &Path) -> Result<bool, Error> {
     match file.try_lock_shared() {
-        Ok(()) => file
-            .unlock()
-            .map(|()| true)
-            .map_err(|error| Error::io("unlock", path, &error)),
+        Ok(()) => file.unlock().map(|()| true).map_err(|error| Error::io("unlock", path, &error)),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(Error::io("lock", path, &error)),
     }

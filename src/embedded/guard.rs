@@ -40,10 +40,7 @@ pub struct GuardArgs {
 /// user is gone. Blocks until then; returns the process's exit code.
 #[must_use]
 pub fn guard(args: GuardArgs) -> ExitCode {
-    let GuardArgs {
-        data_dir,
-        postgres_bin,
-    } = args;
+    let GuardArgs { data_dir, postgres_bin } = args;
     match run(&data_dir, &postgres_bin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -60,18 +57,11 @@ fn run(data_dir: &Path, postgres_bin: &Path) -> Result<(), Error> {
         return Ok(());
     };
     let binaries = Binaries::probe(postgres_bin, folder.user()).map_err(|why| {
-        Error::new(format!(
-            "PostgreSQL in {} is of no use: {why}.",
-            postgres_bin.display()
-        ))
+        Error::new(format!("PostgreSQL in {} is of no use: {why}.", postgres_bin.display()))
     })?;
     let users = folder.users()?;
     let log = Log::new(folder.log());
-    let cluster = Cluster {
-        folder,
-        binaries,
-        log,
-    };
+    let cluster = Cluster { folder, binaries, log };
     let mut postmaster = Postmaster::adopt_or_start(&cluster)
         .inspect_err(|error| cluster.log.note(&error.to_string()))?;
     let result = introduce(&cluster, &mut lock).and_then(|()| publish(&cluster, &postmaster));
@@ -84,9 +74,7 @@ fn run(data_dir: &Path, postgres_bin: &Path) -> Result<(), Error> {
     };
     tell(READY, "");
     watch(&cluster, &mut postmaster, &users, ready);
-    cluster
-        .log
-        .note("nobody uses PostgreSQL any more: stopping it");
+    cluster.log.note("nobody uses PostgreSQL any more: stopping it");
     if let Err(error) = postmaster.stop(&cluster) {
         cluster.log.note(&error.to_string());
     }
@@ -109,19 +97,14 @@ fn watch(cluster: &Cluster, postmaster: &mut Postmaster, users: &File, ready: Fi
             continue;
         }
         if ready.take().is_some() {
-            cluster
-                .log
-                .note("PostgreSQL has ended by itself: starting it again");
+            cluster.log.note("PostgreSQL has ended by itself: starting it again");
         }
         if tried.is_some_and(|tried: Instant| tried.elapsed() < START_AGAIN_INTERVAL) {
             continue;
         }
         tried = Some(Instant::now());
-        let started = if postmaster.is_running(cluster) {
-            Ok(())
-        } else {
-            postmaster.start_again(cluster)
-        };
+        let started =
+            if postmaster.is_running(cluster) { Ok(()) } else { postmaster.start_again(cluster) };
         match started.and_then(|()| publish(cluster, postmaster)) {
             Ok(published) => {
                 cluster.log.note("PostgreSQL is ready again");
@@ -135,9 +118,7 @@ fn watch(cluster: &Cluster, postmaster: &mut Postmaster, users: &File, ready: Fi
 /// Writes who the guard is into its lock file; shortened afterwards, so that it is never empty.
 fn introduce(cluster: &Cluster, lock: &mut File) -> Result<(), Error> {
     let text = format!("{}\n{}\n", std::process::id(), cluster.binaries.version());
-    let written = lock
-        .write_all(text.as_bytes())
-        .and_then(|()| lock.set_len(text.len() as u64));
+    let written = lock.write_all(text.as_bytes()).and_then(|()| lock.set_len(text.len() as u64));
     written.map_err(|error| Error::new(format!("Cannot write guard.lock: {error}.")))
 }
 

@@ -153,9 +153,7 @@ impl Launcher {
         if let Some(binaries) = self.find(Search::usual(self.folder.programs())).await? {
             return Ok(binaries);
         }
-        Source::github()
-            .download(&self.folder, self.folder.major()?)
-            .await
+        Source::github().download(&self.folder, self.folder.major()?).await
     }
 
     async fn find(&self, search: Search) -> Result<Option<Binaries>, Error> {

@@ -76,11 +76,7 @@ impl Log {
     /// Writes a line of the guard. A log that cannot be written, as on a full disk, must not
     /// keep the guard from its work.
     pub(super) fn note(&self, text: &str) {
-        let line = format!(
-            "{} [{}] taskwire guard: {text}\n",
-            now(),
-            std::process::id()
-        );
+        let line = format!("{} [{}] taskwire guard: {text}\n", now(), std::process::id());
         if let Ok(mut file) = self.open() {
             let _ = file.write_all(line.as_bytes());
         }
@@ -89,24 +85,15 @@ impl Log {
 
 /// The last lines of a program's output, as the end of an error sentence.
 pub(super) fn quote(output: &str) -> String {
-    let lines: Vec<&str> = output
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
-    if last.is_empty() {
-        String::new()
-    } else {
-        format!("\n  {}", last.join("\n  "))
-    }
+    if last.is_empty() { String::new() } else { format!("\n  {}", last.join("\n  ")) }
 }
 
 /// The time in the form PostgreSQL writes it, by Howard Hinnant's algorithm for civil dates:
 /// this module does without a library for dates.
 fn now() -> String {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     civil(since.as_secs(), since.subsec_millis())
 }
 
@@ -118,11 +105,7 @@ fn civil(seconds: u64, milliseconds: u32) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{milliseconds:03} UTC")
@@ -142,9 +125,6 @@ mod tests {
     #[test]
     fn quotes_only_the_last_lines() {
         assert_eq!(quote("\n\n"), "");
-        assert_eq!(
-            quote("1\n2\n3\n4\n5\n6\n\n7\n"),
-            "\n  2\n  3\n  4\n  5\n  6\n  7"
-        );
+        assert_eq!(quote("1\n2\n3\n4\n5\n6\n\n7\n"), "\n  2\n  3\n  4\n  5\n  6\n  7");
     }
 }

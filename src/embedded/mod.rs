@@ -82,13 +82,7 @@ impl Embedded {
         launcher.check_setting().await?;
         let Ready { url, version } = launcher.ensure().await?;
         let watch = tokio::spawn(launcher.watch());
-        Ok(Self {
-            url,
-            version,
-            folder,
-            lock,
-            watch,
-        })
+        Ok(Self { url, version, folder, lock, watch })
     }
 
     /// The complete URL of the database, with the password.
@@ -152,7 +146,5 @@ async fn join(folder: &Folder) -> Result<File, Error> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    spawn_blocking(work)
-        .await
-        .map_err(|error| Error::new(format!("A bug: {error}.")))?
+    spawn_blocking(work).await.map_err(|error| Error::new(format!("A bug: {error}.")))?
 }

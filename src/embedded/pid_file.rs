@@ -46,13 +46,7 @@ impl PidFile {
 /// Whether the process that the file names runs. That may be another program that has the
 /// number by now.
 pub(super) fn names_running(cluster: &Cluster) -> bool {
-    let mut command = cluster
-        .folder
-        .user()
-        .command(cluster.binaries.program("pg_ctl"));
-    command
-        .arg("status")
-        .arg("--pgdata")
-        .arg(cluster.folder.cluster());
+    let mut command = cluster.folder.user().command(cluster.binaries.program("pg_ctl"));
+    command.arg("status").arg("--pgdata").arg(cluster.folder.cluster());
     command.output().is_ok_and(|output| output.status.success())
 }

@@ -54,15 +54,8 @@ fn make_elsewhere(data: &Path) -> Result<PathBuf, Error> {
             .or_else(|error| if root.exists() { Ok(()) } else { Err(error) })
             .map_err(|error| Error::io("create the folder", root, &error))?;
     }
-    let project = data
-        .parent()
-        .and_then(Path::file_name)
-        .unwrap_or_default()
-        .to_string_lossy();
-    let readable: String = project
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .collect();
+    let project = data.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let readable: String = project.chars().filter(char::is_ascii_alphanumeric).collect();
     let hash = fnv1a(data.as_os_str().as_encoded_bytes());
     for suffix in 1..MOST_SUFFIXES {
         let path = root.join(format!("{readable:.40}-{hash:016x}-{suffix}"));
@@ -72,10 +65,7 @@ fn make_elsewhere(data: &Path) -> Result<PathBuf, Error> {
             Err(error) => return Err(Error::io("create the folder", &path, &error)),
         }
     }
-    Err(Error::new(format!(
-        "Too many forgotten clusters in {}: delete some.",
-        root.display()
-    )))
+    Err(Error::new(format!("Too many forgotten clusters in {}: delete some.", root.display())))
 }
 
 /// Makes a folder that everybody can enter, whatever the umask.

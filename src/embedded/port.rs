@@ -24,9 +24,5 @@ pub(super) fn find_free() -> Result<u16, Error> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
-        .map_err(|error| {
-            Error::new(format!(
-                "No port is free on the loopback interface: {error}."
-            ))
-        })
+        .map_err(|error| Error::new(format!("No port is free on the loopback interface: {error}.")))
 }

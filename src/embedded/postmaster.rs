@@ -94,13 +94,7 @@ impl Postmaster {
     }
 
     fn new(child: Option<Child>, pid: u32, port: u16) -> Self {
-        Self {
-            child,
-            pid,
-            port,
-            asked: Instant::now(),
-            answer: true,
-        }
+        Self { child, pid, port, asked: Instant::now(), answer: true }
     }
 
     /// Starts PostgreSQL again after it has died, at the same port: the servers know no other.
@@ -155,23 +149,14 @@ impl Postmaster {
                 sleep(POLL);
             }
         }
-        Err(Error::new(format!(
-            "PostgreSQL, process {}, does not stop.",
-            self.pid
-        )))
+        Err(Error::new(format!("PostgreSQL, process {}, does not stop.", self.pid)))
     }
 
     /// By the shell's `kill`: the standard library has only SIGKILL. Fails if the process has
     /// ended already; what counts is whether it runs.
     fn signal(&self, name: &str) {
         let mut command = Command::new("/bin/sh");
-        command.args([
-            "-c",
-            r#"kill -s "$1" "$2""#,
-            "sh",
-            name,
-            &self.pid.to_string(),
-        ]);
+        command.args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &self.pid.to_string()]);
         let _ = command.stdin(Stdio::null()).output();
     }
 
@@ -189,9 +174,7 @@ impl Postmaster {
             }
             if file.status == "ready" {
                 if port::accepts(file.port) {
-                    cluster
-                        .log
-                        .note(&format!("adopting PostgreSQL, process {}", file.pid));
+                    cluster.log.note(&format!("adopting PostgreSQL, process {}", file.pid));
                     return Ok(Some(Self::new(None, file.pid, file.port)));
                 }
                 // Not it then, but another process that has its number by now: PostgreSQL finds
@@ -219,20 +202,11 @@ impl Postmaster {
     /// leaves no zombie that looks alive where nobody reaps orphans (in many containers), and it
     /// can be given the open log.
     fn try_start(cluster: &Cluster, port: u16) -> Result<Self, Failure> {
-        let other = |error| Failure {
-            reason: Reason::Other,
-            error,
-        };
+        let other = |error| Failure { reason: Reason::Other, error };
         let length = cluster.log.length();
         let log = cluster.log.open().map_err(other)?;
-        let mut command = cluster
-            .folder
-            .user()
-            .command(cluster.binaries.program("postgres"));
-        command
-            .arg("-D")
-            .arg(cluster.folder.cluster())
-            .args(["-c", &format!("port={port}")]);
+        let mut command = cluster.folder.user().command(cluster.binaries.program("postgres"));
+        command.arg("-D").arg(cluster.folder.cluster()).args(["-c", &format!("port={port}")]);
         for setting in FIXED {
             command.args(["-c", setting]);
         }
@@ -240,17 +214,11 @@ impl Postmaster {
         // the server's is not another PostgreSQL, which happens in containers.
         command.env("PG_GRANDPARENT_PID", parent_id().to_string());
         let child = log.try_clone().and_then(|copy| {
-            command
-                .stdout(Stdio::from(copy))
-                .stderr(Stdio::from(log))
-                .process_group(0)
-                .spawn()
+            command.stdout(Stdio::from(copy)).stderr(Stdio::from(log)).process_group(0).spawn()
         });
         let child = child.map_err(|error| {
             let folder = cluster.binaries.folder().display();
-            other(Error::new(format!(
-                "postgres in {folder} cannot be run: {error}."
-            )))
+            other(Error::new(format!("postgres in {folder} cannot be run: {error}.")))
         })?;
         let pid = child.id();
         let mut postmaster = Self::new(Some(child), pid, port);
@@ -261,9 +229,8 @@ impl Postmaster {
                 return Ok(postmaster);
             }
             if began.elapsed() > START_LIMIT {
-                let stopped = postmaster
-                    .stop(cluster)
-                    .map_or_else(|e| e.to_string(), |()| String::new());
+                let stopped =
+                    postmaster.stop(cluster).map_or_else(|e| e.to_string(), |()| String::new());
                 return Err(other(Error::new(format!(
                     "PostgreSQL did not get ready within {} minutes. {stopped}{}",
                     START_LIMIT.as_secs() / 60,

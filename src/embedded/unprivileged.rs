@@ -45,18 +45,12 @@ impl RunAs {
         {
             let (uid, gid) = (metadata.uid(), metadata.gid());
             let name = id(&["-un", &uid.to_string()]).unwrap_or_else(|_| uid.to_string());
-            return Ok(Self {
-                other: Some(User { name, uid, gid }),
-            });
+            return Ok(Self { other: Some(User { name, uid, gid }) });
         }
         let other = NAMES.iter().find_map(|name| {
             let uid = id(&["-u", name]).ok()?.parse().ok()?;
             let gid = id(&["-g", name]).ok()?.parse().ok()?;
-            Some(User {
-                name: (*name).to_owned(),
-                uid,
-                gid,
-            })
+            Some(User { name: (*name).to_owned(), uid, gid })
         });
         if other.is_none() {
             return Err(Error::new(
@@ -76,11 +70,7 @@ impl RunAs {
     /// texts are looked at), with none of the server's secrets.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command
-            .env_clear()
-            .env("LC_ALL", "C")
-            .current_dir("/")
-            .stdin(Stdio::null());
+        command.env_clear().env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
         for name in ENVIRONMENT {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);

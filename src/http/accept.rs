@@ -51,12 +51,7 @@ pub async fn serve(
                     tracing::debug!("could not tune a socket, dropping it: {error}");
                     continue;
                 }
-                tokio::spawn(connection(
-                    socket,
-                    router.clone(),
-                    &graceful,
-                    shutdown.clone(),
-                ));
+                tokio::spawn(connection(socket, router.clone(), &graceful, shutdown.clone()));
             }
             Err(error) => {
                 tracing::warn!("could not accept a connection: {error}");
@@ -88,10 +83,7 @@ fn connection(
     let watcher = graceful.watcher();
     async move {
         let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         builder
             .http2()
             .timer(TokioTimer::new())

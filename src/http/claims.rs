@@ -51,16 +51,7 @@ async fn claim(
     MaybeJsonBody(body): MaybeJsonBody<ClaimBody>,
 ) -> Result<Json<ClaimAnswer>, Problem> {
     let worker_id = caller.worker(body.worker_id.as_deref())?;
-    claim_one(
-        &app,
-        ClaimAsk {
-            task_id,
-            worker_id,
-            claim_id: body.claim_id,
-        },
-    )
-    .await
-    .map(Json)
+    claim_one(&app, ClaimAsk { task_id, worker_id, claim_id: body.claim_id }).await.map(Json)
 }
 
 async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
@@ -71,22 +62,17 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
         app.hub.acted(&worker_id, task_id);
     }
     let (outcome, answer) = match claim {
-        Claim::Claimed(Claimed { task, lease }) => (
-            "claimed",
-            Ok(ClaimAnswer {
-                task,
-                lease_expires_in: lease.as_secs(),
-            }),
-        ),
+        Claim::Claimed(Claimed { task, lease }) => {
+            ("claimed", Ok(ClaimAnswer { task, lease_expires_in: lease.as_secs() }))
+        }
         Claim::Taken { by } => ("taken", Err(Problem::AlreadyClaimed { task_id, by })),
         Claim::Ended(status) => ("ended", Err(Problem::TaskEnded { task_id, status })),
         Claim::NotDue => ("not_due", Err(Problem::TaskNotDue(task_id))),
         Claim::Expired => ("expired", Err(Problem::TaskExpired(task_id))),
         Claim::NotRouted => ("not_routed", Err(Problem::NotRouted(task_id))),
-        Claim::UnknownWorker => (
-            "unknown_worker",
-            Err(Problem::UnknownWorker(worker_id.to_string())),
-        ),
+        Claim::UnknownWorker => {
+            ("unknown_worker", Err(Problem::UnknownWorker(worker_id.to_string())))
+        }
         Claim::NotFound => ("not_found", Err(Problem::TaskNotFound(task_id.to_string()))),
     };
     app.metrics.claim(outcome);
@@ -127,15 +113,7 @@ async fn complete(
     if let Some(result) = &body.result {
         limits::check_json("result", result).map_err(Problem::Invalid)?;
     }
-    finish(
-        &app,
-        task_id,
-        worker_id,
-        body.claim_epoch,
-        Verb::Complete(body.result),
-    )
-    .await
-    .map(Json)
+    finish(&app, task_id, worker_id, body.claim_epoch, Verb::Complete(body.result)).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -173,22 +151,13 @@ async fn fail(
         }
         Some(_) => {
             let detail = format!("must be 0 to {RETRY_AFTER_SECONDS_MAX}");
-            return Err(Problem::Invalid(Invalid::new(
-                "retry_after_seconds",
-                detail,
-            )));
+            return Err(Problem::Invalid(Invalid::new("retry_after_seconds", detail)));
         }
         None => None,
     };
     let error = check_error(body.error)?;
-    let verb = Verb::Fail {
-        error,
-        retry: body.retry,
-        retry_after,
-    };
-    finish(&app, task_id, worker_id, body.claim_epoch, verb)
-        .await
-        .map(Json)
+    let verb = Verb::Fail { error, retry: body.retry, retry_after };
+    finish(&app, task_id, worker_id, body.claim_epoch, verb).await.map(Json)
 }
 
 /// An error's text is cut, not refused: a stack trace that is too long must not cost the report.
@@ -214,9 +183,7 @@ async fn release(
     MaybeJsonBody(body): MaybeJsonBody<ReleaseBody>,
 ) -> Result<Json<FinishAnswer>, Problem> {
     let worker_id = caller.worker(body.worker_id.as_deref())?;
-    finish(&app, task_id, worker_id, body.claim_epoch, Verb::Release)
-        .await
-        .map(Json)
+    finish(&app, task_id, worker_id, body.claim_epoch, Verb::Release).await.map(Json)
 }
 
 async fn finish(
@@ -226,44 +193,17 @@ async fn finish(
     claim_epoch: Option<i64>,
     verb: Verb,
 ) -> Result<FinishAnswer, Problem> {
-    let ask = FinishAsk {
-        task_id,
-        worker_id,
-        claim_epoch,
-        verb,
-    };
+    let ask = FinishAsk { task_id, worker_id, claim_epoch, verb };
     let (outcome, answer) = match app.store.task_finish(ask).await? {
-        Finish::Finished(Finished {
-            status,
-            attempt,
-            max_attempts,
-            claim_epoch,
-            run_in,
-        }) => {
+        Finish::Finished(Finished { status, attempt, max_attempts, claim_epoch, run_in }) => {
             let run_in = (status == Status::Pending).then_some(run_in.as_secs_f64());
-            let answer = FinishAnswer {
-                task_id,
-                status,
-                attempt,
-                max_attempts,
-                claim_epoch,
-                run_in,
-            };
+            let answer =
+                FinishAnswer { task_id, status, attempt, max_attempts, claim_epoch, run_in };
             (status.as_str(), Ok(answer))
         }
-        Finish::Lost {
-            status,
-            claimed_by,
-            claim_epoch,
-        } => (
-            "lost",
-            Err(Problem::ClaimLost {
-                task_id,
-                status,
-                claimed_by,
-                claim_epoch,
-            }),
-        ),
+        Finish::Lost { status, claimed_by, claim_epoch } => {
+            ("lost", Err(Problem::ClaimLost { task_id, status, claimed_by, claim_epoch }))
+        }
         Finish::NotFound => ("not_found", Err(Problem::TaskNotFound(task_id.to_string()))),
     };
     app.metrics.finish(outcome);
@@ -285,15 +225,8 @@ async fn older_claim(
 ) -> Result<Json<Value>, Problem> {
     let worker_id = caller.worker(body.worker_id.as_deref())?;
     let task_id = parse_task_id(&body.task_id)?;
-    let answer = claim_one(
-        &app,
-        ClaimAsk {
-            task_id,
-            worker_id: worker_id.clone(),
-            claim_id: None,
-        },
-    )
-    .await?;
+    let answer =
+        claim_one(&app, ClaimAsk { task_id, worker_id: worker_id.clone(), claim_id: None }).await?;
     Ok(Json(json!({
         "success": true,
         "task_id": task_id,
@@ -331,11 +264,7 @@ async fn older_release(
     let verb = match body.status.as_str() {
         "completed" => Verb::Complete(body.result),
         // The older server knew no retries: failed meant failed for good.
-        "failed" => Verb::Fail {
-            error,
-            retry: false,
-            retry_after: None,
-        },
+        "failed" => Verb::Fail { error, retry: false, retry_after: None },
         "cancelled" => Verb::Cancel { error },
         _ => {
             let detail = "must be completed, failed or cancelled";

@@ -27,22 +27,12 @@ pub(super) struct Params(Vec<(String, String)>);
 impl Params {
     /// The value of a parameter.
     pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, Problem> {
-        one(
-            name,
-            self.0
-                .iter()
-                .filter(|(key, _)| key == name)
-                .map(|(_, value)| value.as_str()),
-        )
+        one(name, self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()))
     }
 
     /// Refuses what is not in `known`: a filter with a typo must not list everything.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
-        match self
-            .0
-            .iter()
-            .find(|(key, _)| !known.contains(&key.as_str()))
-        {
+        match self.0.iter().find(|(key, _)| !known.contains(&key.as_str())) {
             Some((key, _)) => Err(Problem::BadQuery(format!(
                 "unknown parameter `{}`, expected one of: {}",
                 crate::domain::limits::cut(key, 100),
@@ -58,11 +48,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let pairs = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        Ok(Self(
-            pairs
-                .map_err(|error| Problem::BadQuery(error.body_text()))?
-                .0,
-        ))
+        Ok(Self(pairs.map_err(|error| Problem::BadQuery(error.body_text()))?.0))
     }
 }
 
@@ -74,10 +60,7 @@ pub(super) fn header<'a>(
     let mut values = Vec::new();
     for value in headers.get_all(name) {
         let text = value.to_str().map_err(|_| {
-            Problem::BadParameter(Invalid::new(
-                name,
-                "may contain visible ASCII characters only",
-            ))
+            Problem::BadParameter(Invalid::new(name, "may contain visible ASCII characters only"))
         })?;
         values.push(text);
     }
@@ -91,12 +74,7 @@ pub(super) fn header_or_param<'a>(
     params: &'a Params,
     param_name: &'static str,
 ) -> Result<Option<&'a str>, Problem> {
-    one(
-        param_name,
-        header(headers, header_name)?
-            .into_iter()
-            .chain(params.get(param_name)?),
-    )
+    one(param_name, header(headers, header_name)?.into_iter().chain(params.get(param_name)?))
 }
 
 fn one<'a>(
@@ -126,8 +104,7 @@ pub(super) struct Caller {
 impl Caller {
     /// The calling worker; `in_body` is the body's `worker_id`, if it has one.
     pub(super) fn worker(&self, in_body: Option<&str>) -> Result<WorkerId, Problem> {
-        self.worker_if_named(in_body)?
-            .ok_or(Problem::WorkerIdMissing)
+        self.worker_if_named(in_body)?.ok_or(Problem::WorkerIdMissing)
     }
 
     /// The calling worker, if the call names one.
@@ -135,10 +112,7 @@ impl Caller {
         &self,
         in_body: Option<&str>,
     ) -> Result<Option<WorkerId>, Problem> {
-        let in_body = in_body
-            .map(WorkerId::parse)
-            .transpose()
-            .map_err(Problem::Invalid)?;
+        let in_body = in_body.map(WorkerId::parse).transpose().map_err(Problem::Invalid)?;
         let worker = match (&self.claimed, in_body) {
             (Some(outer), Some(inner)) if *outer != inner => return Err(Problem::WorkerIdConflict),
             (Some(worker), _) => Some(worker.clone()),
@@ -166,14 +140,8 @@ impl FromRequestParts<App> for Caller {
         if named.any(|other| Some(other) != first) {
             return Err(Problem::WorkerIdConflict);
         }
-        let claimed = first
-            .map(WorkerId::parse)
-            .transpose()
-            .map_err(Problem::BadParameter)?;
-        Ok(Self {
-            claimed,
-            app: app.clone(),
-        })
+        let claimed = first.map(WorkerId::parse).transpose().map_err(Problem::BadParameter)?;
+        Ok(Self { claimed, app: app.clone() })
     }
 }
 
@@ -196,9 +164,7 @@ impl<S: Send + Sync> FromRequestParts<S> for TaskInPath {
 pub(super) fn parse_task_id(text: &str) -> Result<TaskId, Problem> {
     match Uuid::try_parse(text) {
         Ok(id) => Ok(TaskId(id)),
-        Err(_) => Err(Problem::TaskNotFound(
-            crate::domain::limits::cut(text, 100).to_owned(),
-        )),
+        Err(_) => Err(Problem::TaskNotFound(crate::domain::limits::cut(text, 100).to_owned())),
     }
 }
 
@@ -259,23 +225,11 @@ pub(super) async fn read_json(request: Request, bytes_max: usize) -> Result<Byte
 /// A page on the web can make a browser post forms and plain text to any server that the browser
 /// reaches, but not JSON: so only what says that it is JSON is taken for it.
 fn check_is_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let kind = text
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_json =
         kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"));
-    if is_json {
-        Ok(())
-    } else {
-        Err(Problem::NotJson)
-    }
+    if is_json { Ok(()) } else { Err(Problem::NotJson) }
 }
 
 /// Reads a whole body. What is too much is read on for a while and thrown away: a connection that is
@@ -287,11 +241,7 @@ async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
     let waits_for_leave = headers.contains_key(EXPECT);
-    let refuse_above = if waits_for_leave {
-        bytes_max
-    } else {
-        discarded_max
-    };
+    let refuse_above = if waits_for_leave { bytes_max } else { discarded_max };
     if announced.is_some_and(|bytes| bytes > refuse_above as u64) {
         return Err(Problem::TooLarge { bytes_max });
     }

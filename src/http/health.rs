@@ -53,9 +53,7 @@ async fn readyz(State(app): State<App>) -> Result<Json<Value>, Problem> {
     if !reasons.is_empty() {
         return Err(Problem::NotReady(reasons.join("; ")));
     }
-    Ok(Json(
-        json!({ "status": "ready", "replica_id": app.replica_id, "streams": app.hub.len() }),
-    ))
+    Ok(Json(json!({ "status": "ready", "replica_id": app.replica_id, "streams": app.hub.len() })))
 }
 
 async fn metrics(State(app): State<App>) -> Response {

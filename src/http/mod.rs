@@ -69,10 +69,7 @@ pub struct StreamSettings {
 impl App {
     /// Puts the parts together.
     #[must_use]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one caller, and each part is of its own type"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one caller, and each part is of its own type")]
     pub fn new(
         store: Store,
         hub: Arc<Hub>,
@@ -109,9 +106,7 @@ impl std::ops::Deref for App {
 
 impl std::fmt::Debug for App {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("App")
-            .field("replica_id", &self.replica_id)
-            .finish_non_exhaustive()
+        f.debug_struct("App").field("replica_id", &self.replica_id).finish_non_exhaustive()
     }
 }
 
@@ -130,17 +125,11 @@ pub fn router(app: App) -> Router {
 }
 
 async fn route_not_found(method: Method, uri: Uri) -> Problem {
-    Problem::RouteNotFound {
-        method: method.to_string(),
-        path: uri.path().to_owned(),
-    }
+    Problem::RouteNotFound { method: method.to_string(), path: uri.path().to_owned() }
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
-    Problem::MethodNotAllowed {
-        method: method.to_string(),
-        path: uri.path().to_owned(),
-    }
+    Problem::MethodNotAllowed { method: method.to_string(), path: uri.path().to_owned() }
 }
 
 /// Holds every request to its deadline, and counts and logs its answer.
@@ -149,10 +138,7 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let begun = std::time::Instant::now();
     let response = match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Problem::TooSlow {
-            seconds: REQUEST_DEADLINE.as_secs(),
-        }
-        .into_response(),
+        Err(_) => Problem::TooSlow { seconds: REQUEST_DEADLINE.as_secs() }.into_response(),
     };
     let status = response.status().as_u16();
     app.metrics.response(status);

@@ -21,49 +21,25 @@ pub(super) enum Problem {
     BadQuery(String),
     NotJson,
     BodyUnreadable,
-    TooLarge {
-        bytes_max: usize,
-    },
-    TooSlow {
-        seconds: u64,
-    },
+    TooLarge { bytes_max: usize },
+    TooSlow { seconds: u64 },
     WorkerIdMissing,
     WorkerIdConflict,
     SlotsNotServed,
-    RouteNotFound {
-        method: String,
-        path: String,
-    },
-    MethodNotAllowed {
-        method: String,
-        path: String,
-    },
+    RouteNotFound { method: String, path: String },
+    MethodNotAllowed { method: String, path: String },
     TaskNotFound(String),
     WorkerNotFound(String),
     NotRouted(TaskId),
     UnknownWorker(String),
-    AlreadyClaimed {
-        task_id: TaskId,
-        by: Option<String>,
-    },
-    TaskEnded {
-        task_id: TaskId,
-        status: Status,
-    },
+    AlreadyClaimed { task_id: TaskId, by: Option<String> },
+    TaskEnded { task_id: TaskId, status: Status },
     TaskNotDue(TaskId),
     TaskExpired(TaskId),
-    ClaimLost {
-        task_id: TaskId,
-        status: Status,
-        claimed_by: Option<String>,
-        claim_epoch: i64,
-    },
+    ClaimLost { task_id: TaskId, status: Status, claimed_by: Option<String>, claim_epoch: i64 },
     IdempotencyKeyTaken,
     Superseded,
-    InvalidBatch {
-        errors: Vec<(usize, String)>,
-        count: usize,
-    },
+    InvalidBatch { errors: Vec<(usize, String)>, count: usize },
     StreamsDisabled,
     Draining,
     NotReady(String),
@@ -372,28 +348,12 @@ impl IntoResponse for Problem {
         if let Self::Store(error @ StoreError::Fault(_)) = &self {
             tracing::error!("a request failed: {}", chain(error));
         }
-        let Described {
-            status,
-            code,
-            title,
-            detail,
-            more,
-        } = self.describe();
+        let Described { status, code, title, detail, more } = self.describe();
         let r#type = format!("urn:taskwire:problem:{code}");
-        let wire = Wire {
-            r#type,
-            title,
-            status: status.as_u16(),
-            code,
-            detail,
-            more,
-        };
+        let wire = Wire { r#type, title, status: status.as_u16(), code, detail, more };
         let mut response = (status, Json(wire)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
         }

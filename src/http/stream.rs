@@ -53,24 +53,16 @@ async fn open(
         return Err(Problem::SlotsNotServed);
     }
     let list = |text: Option<&str>, field, max| {
-        text.map(|text| parse_list(field, text, max))
-            .transpose()
-            .map_err(Problem::BadParameter)
+        text.map(|text| parse_list(field, text, max)).transpose().map_err(Problem::BadParameter)
     };
     let name = both("x-agent-name", "agent_name")?;
     if let Some(name) = name {
         limits::check_name("agent_name", name).map_err(Problem::BadParameter)?;
     }
     let ask = StreamAsk {
-        worker_id: caller
-            .worker_if_named(None)?
-            .unwrap_or_else(WorkerId::generate),
+        worker_id: caller.worker_if_named(None)?.unwrap_or_else(WorkerId::generate),
         name: name.map(str::to_owned),
-        codebases: list(
-            both("x-codebases", "codebases")?,
-            "codebases",
-            CODEBASES_MAX,
-        )?,
+        codebases: list(both("x-codebases", "codebases")?, "codebases", CODEBASES_MAX)?,
         capabilities: list(
             both("x-capabilities", "capabilities")?,
             "capabilities",
@@ -109,9 +101,7 @@ fn wants_task(events: Option<&str>) -> Result<bool, Problem> {
     };
     let wanted: Vec<_> = events.split(',').map(str::trim).collect();
     if !wanted.contains(&"task_available")
-        || wanted
-            .iter()
-            .any(|event| !["task_available", "task"].contains(event))
+        || wanted.iter().any(|event| !["task_available", "task"].contains(event))
     {
         let detail = "must be `task_available` or `task_available,task`";
         return Err(Problem::BadParameter(Invalid::new("events", detail)));
@@ -145,13 +135,7 @@ async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamB
         target: "worker_sse", worker_id = %routing.worker_id, %connection_id,
         codebases = routing.codebases.join(","), "stream opened"
     );
-    let stream = app.hub.subscribe(
-        connection_id,
-        routing,
-        app.streams.window,
-        wants_task,
-        first,
-    );
+    let stream = app.hub.subscribe(connection_id, routing, app.streams.window, wants_task, first);
     if app.shutdown.is_draining() {
         // The drain may have passed before this stream was there.
         app.hub.end(&stream, frames::End::Draining);

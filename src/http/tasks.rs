@@ -41,9 +41,7 @@ pub(super) fn router() -> Router<App> {
 async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let key = idempotency_key(request.headers())?.map(str::to_owned);
     let body = read_json(request, BODY_BYTES_MAX).await?;
-    let task = parse_object::<NewTask>(&body)?
-        .check()
-        .map_err(Problem::Invalid)?;
+    let task = parse_object::<NewTask>(&body)?.check().map_err(Problem::Invalid)?;
     let key = match key {
         Some(key) => Some((key, digest(&body)?)),
         None => None,
@@ -56,11 +54,7 @@ async fn create(State(app): State<App>, request: Request) -> Result<Response, Pr
         }
         Create::Repeated(id) => {
             let task = find(&app, id).await?;
-            Ok((
-                StatusCode::OK,
-                [(LOCATION, format!("/v1/tasks/{id}"))],
-                Json(task),
-            )
+            Ok((StatusCode::OK, [(LOCATION, format!("/v1/tasks/{id}"))], Json(task))
                 .into_response())
         }
         Create::KeyTaken => Err(Problem::IdempotencyKeyTaken),
@@ -73,10 +67,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     };
     if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX {
         let detail = format!("must have 1 to {} bytes", limits::IDEMPOTENCY_KEY_BYTES_MAX);
-        return Err(Problem::BadParameter(Invalid::new(
-            "Idempotency-Key",
-            detail,
-        )));
+        return Err(Problem::BadParameter(Invalid::new("Idempotency-Key", detail)));
     }
     Ok(Some(key))
 }
@@ -103,28 +94,17 @@ async fn create_batch(State(app): State<App>, request: Request) -> Result<Respon
             "is for single tasks; POST /v1/tasks takes it",
         )));
     }
-    let _slot = app
-        .batches
-        .acquire()
-        .await
-        .map_err(|_| Problem::Store(StoreError::Busy))?;
+    let _slot = app.batches.acquire().await.map_err(|_| Problem::Store(StoreError::Busy))?;
     let body = read_json(request, BATCH_BODY_BYTES_MAX).await?;
     let tasks = check_batch(&body)?;
     let ids = app.store.task_create_all(tasks).await?;
     app.metrics.tasks_created.inc_by(ids.len() as u64);
-    Ok((
-        StatusCode::CREATED,
-        Json(json!({ "count": ids.len(), "ids": ids })),
-    )
-        .into_response())
+    Ok((StatusCode::CREATED, Json(json!({ "count": ids.len(), "ids": ids }))).into_response())
 }
 
 fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
-    let raw = if is_object(body) {
-        parse::<Batch>(body)?.tasks
-    } else {
-        parse::<Vec<&RawValue>>(body)?
-    };
+    let raw =
+        if is_object(body) { parse::<Batch>(body)?.tasks } else { parse::<Vec<&RawValue>>(body)? };
     if !(1..=BATCH_TASKS_MAX).contains(&raw.len()) {
         let detail = format!("must be 1 to {BATCH_TASKS_MAX}, not {}", raw.len());
         return Err(Problem::Invalid(Invalid::new("tasks", detail)));
@@ -142,11 +122,7 @@ fn check_batch(body: &[u8]) -> Result<Vec<NewTask>, Problem> {
             }
         }
     }
-    if count > 0 {
-        Err(Problem::InvalidBatch { errors, count })
-    } else {
-        Ok(tasks)
-    }
+    if count > 0 { Err(Problem::InvalidBatch { errors, count }) } else { Ok(tasks) }
 }
 
 fn check_one(raw: &RawValue) -> Result<NewTask, String> {
@@ -165,10 +141,7 @@ async fn read_one(
 }
 
 async fn find(app: &App, id: TaskId) -> Result<Task, Problem> {
-    app.store
-        .task_get(id)
-        .await?
-        .ok_or_else(|| Problem::TaskNotFound(id.to_string()))
+    app.store.task_get(id).await?.ok_or_else(|| Problem::TaskNotFound(id.to_string()))
 }
 
 async fn list(State(app): State<App>, params: Params) -> Result<Json<Value>, Problem> {
@@ -187,20 +160,13 @@ async fn list(State(app): State<App>, params: Params) -> Result<Json<Value>, Pro
             .get("codebase_id")?
             .map(|id| parse_id("codebase_id", id))
             .transpose()?,
-        worker_id: params
-            .get("worker_id")?
-            .map(|id| parse_id("worker_id", id))
-            .transpose()?,
+        worker_id: params.get("worker_id")?.map(|id| parse_id("worker_id", id)).transpose()?,
         created_after: parse_time("created_after", params.get("created_after")?)?,
         created_before: parse_time("created_before", params.get("created_before")?)?,
         after: params.get("cursor")?.map(parse_cursor).transpose()?,
         limit: parse_limit(params.get("limit")?)?,
     };
-    let _slot = app
-        .listings
-        .acquire()
-        .await
-        .map_err(|_| Problem::Store(StoreError::Busy))?;
+    let _slot = app.listings.acquire().await.map_err(|_| Problem::Store(StoreError::Busy))?;
     let tasks = app.store.task_list(&filter).await?;
     let is_full = i64::try_from(tasks.len()).is_ok_and(|count| count == filter.limit);
     let next_cursor = tasks
@@ -216,10 +182,7 @@ fn bad(name: &'static str, detail: impl Into<String>) -> Problem {
 
 fn parse_status(text: &str) -> Result<Status, Problem> {
     Status::parse(text).ok_or_else(|| {
-        bad(
-            "status",
-            "must be one of pending, running, completed, failed, cancelled",
-        )
+        bad("status", "must be one of pending, running, completed, failed, cancelled")
     })
 }
 
@@ -272,11 +235,7 @@ async fn cancel(
     if let Some(reason) = &body.reason {
         limits::check_text("reason", reason, limits::REASON_BYTES_MAX).map_err(Problem::Invalid)?;
     }
-    let (status, requested) = match app
-        .store
-        .task_cancel(task_id, body.reason.as_deref())
-        .await?
-    {
+    let (status, requested) = match app.store.task_cancel(task_id, body.reason.as_deref()).await? {
         Cancelled::Ended | Cancelled::Before(Status::Cancelled) => (Status::Cancelled, false),
         Cancelled::Requested => (Status::Running, true),
         // It changed between the two statements: the caller's next try finds it as it is then.
@@ -286,7 +245,5 @@ async fn cancel(
         Cancelled::Before(status) => return Err(Problem::TaskEnded { task_id, status }),
         Cancelled::NotFound => return Err(Problem::TaskNotFound(task_id.to_string())),
     };
-    Ok(Json(
-        json!({ "task_id": task_id, "status": status, "cancel_requested": requested }),
-    ))
+    Ok(Json(json!({ "task_id": task_id, "status": status, "cancel_requested": requested })))
 }

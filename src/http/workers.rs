@@ -58,8 +58,7 @@ impl RegisterBody {
             limits::check_no_nul("hostname", hostname)?;
         }
         let list = |field, list: Option<Vec<String>>, max| {
-            list.map(|ids| limits::check_ids(field, ids, max))
-                .transpose()
+            list.map(|ids| limits::check_ids(field, ids, max)).transpose()
         };
         let metadata = match (self.metadata, self.rest.is_empty()) {
             (None, true) => None,
@@ -87,15 +86,12 @@ async fn register(
     caller: Caller,
     JsonBody(body): JsonBody<RegisterBody>,
 ) -> Result<Json<Value>, Problem> {
-    let worker_id = caller
-        .worker_if_named(body.worker_id.as_deref())?
-        .unwrap_or_else(WorkerId::generate);
+    let worker_id =
+        caller.worker_if_named(body.worker_id.as_deref())?.unwrap_or_else(WorkerId::generate);
     let registration = body.check(worker_id).map_err(Problem::Invalid)?;
     let (worker_id, name) = app.store.worker_register(&registration).await?;
     tracing::info!(target: "worker_sse", %worker_id, name, "worker registered");
-    Ok(Json(
-        json!({ "worker_id": worker_id, "name": name, "registered": true }),
-    ))
+    Ok(Json(json!({ "worker_id": worker_id, "name": name, "registered": true })))
 }
 
 fn describe(worker: &WorkerState) -> Value {
@@ -148,13 +144,7 @@ async fn status(
     State(app): State<App>,
     WorkerInPath(id): WorkerInPath,
 ) -> Result<Json<Value>, Problem> {
-    let Some(worker) = app
-        .store
-        .worker_list(Some(&id), false)
-        .await?
-        .into_iter()
-        .next()
-    else {
+    let Some(worker) = app.store.worker_list(Some(&id), false).await?.into_iter().next() else {
         return Err(Problem::WorkerNotFound(id.to_string()));
     };
     let running = app.store.worker_running(&id).await?;
@@ -184,34 +174,21 @@ async fn set_codebases(
     let worker_id = caller.worker(body.worker_id.as_deref())?;
     let codebases =
         limits::check_ids("codebases", body.codebases, CODEBASES_MAX).map_err(Problem::Invalid)?;
-    if !app
-        .store
-        .worker_set_codebases(&worker_id, &codebases)
-        .await?
-    {
+    if !app.store.worker_set_codebases(&worker_id, &codebases).await? {
         return Err(Problem::WorkerNotFound(worker_id.to_string()));
     }
-    Ok(Json(
-        json!({ "worker_id": worker_id, "codebases": codebases }),
-    ))
+    Ok(Json(json!({ "worker_id": worker_id, "codebases": codebases })))
 }
 
 async fn heartbeat(
     State(app): State<App>,
     WorkerInPath(id): WorkerInPath,
 ) -> Result<Json<Value>, Problem> {
-    if app
-        .store
-        .worker_seen(&[(id.clone(), Duration::ZERO)])
-        .await?
-        == 0
-    {
+    if app.store.worker_seen(&[(id.clone(), Duration::ZERO)]).await? == 0 {
         return Err(Problem::WorkerNotFound(id.to_string()));
     }
     let timeout_seconds = app.store.times().worker_timeout.as_secs();
-    Ok(Json(
-        json!({ "worker_id": id, "timeout_seconds": timeout_seconds }),
-    ))
+    Ok(Json(json!({ "worker_id": id, "timeout_seconds": timeout_seconds })))
 }
 
 async fn unregister(
@@ -222,9 +199,7 @@ async fn unregister(
     match app.store.worker_unregister(&id).await? {
         Unregistered::Gone(released) => {
             tracing::info!(target: "worker_sse", worker_id = %id, released, "worker unregistered");
-            Ok(Json(
-                json!({ "worker_id": id, "registered": false, "released_tasks": released }),
-            ))
+            Ok(Json(json!({ "worker_id": id, "registered": false, "released_tasks": released })))
         }
         Unregistered::NotFound => Err(Problem::WorkerNotFound(id.to_string())),
     }

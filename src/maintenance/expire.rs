@@ -13,14 +13,9 @@ const EXPIRE_TASKS_MAX: u16 = 500;
 
 /// Ends them until shutdown.
 pub async fn run(store: Store, shutdown: Shutdown) {
-    every(
-        "the expiry of tasks failed",
-        EXPIRE_EVERY,
-        shutdown,
-        async || {
-            let expired = store.maintain_expire(i64::from(EXPIRE_TASKS_MAX)).await?;
-            Ok(expired == u64::from(EXPIRE_TASKS_MAX))
-        },
-    )
+    every("the expiry of tasks failed", EXPIRE_EVERY, shutdown, async || {
+        let expired = store.maintain_expire(i64::from(EXPIRE_TASKS_MAX)).await?;
+        Ok(expired == u64::from(EXPIRE_TASKS_MAX))
+    })
     .await;
 }

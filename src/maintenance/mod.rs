@@ -34,11 +34,7 @@ pub(crate) async fn every<F, Fut>(
             // The next round is the retry.
             Err(error) => report(failed, &error),
         }
-        if shutdown
-            .until_stopping(tokio::time::sleep(jittered(period)))
-            .await
-            .is_none()
-        {
+        if shutdown.until_stopping(tokio::time::sleep(jittered(period))).await.is_none() {
             return;
         }
     }

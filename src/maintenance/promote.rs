@@ -13,14 +13,9 @@ const PROMOTE_TASKS_MAX: u16 = 500;
 
 /// Promotes until shutdown.
 pub async fn run(store: Store, shutdown: Shutdown) {
-    every(
-        "the promotion of scheduled tasks failed",
-        PROMOTE_EVERY,
-        shutdown,
-        async || {
-            let promoted = store.maintain_promote(i64::from(PROMOTE_TASKS_MAX)).await?;
-            Ok(promoted == u64::from(PROMOTE_TASKS_MAX))
-        },
-    )
+    every("the promotion of scheduled tasks failed", PROMOTE_EVERY, shutdown, async || {
+        let promoted = store.maintain_promote(i64::from(PROMOTE_TASKS_MAX)).await?;
+        Ok(promoted == u64::from(PROMOTE_TASKS_MAX))
+    })
     .await;
 }

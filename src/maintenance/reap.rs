@@ -16,34 +16,17 @@ const REAP_TASKS_MAX: u16 = 500;
 
 /// Reaps until shutdown.
 pub async fn run(store: Store, replica: ReplicaId, metrics: Arc<Metrics>, shutdown: Shutdown) {
-    every(
-        "the reaping of claims failed",
-        REAP_EVERY,
-        shutdown,
-        async || {
-            let reaped = store
-                .maintain_reap(i64::from(REAP_TASKS_MAX), replica)
-                .await?;
-            let Reaped {
-                kept,
-                pending,
-                failed,
-                cancelled,
-            } = reaped;
-            metrics.reaped("kept", kept);
-            metrics.reaped("pending", pending);
-            metrics.reaped("failed", failed);
-            metrics.reaped("cancelled", cancelled);
-            if pending + failed + cancelled > 0 {
-                tracing::info!(
-                    pending,
-                    failed,
-                    cancelled,
-                    "claims of silent workers were ended"
-                );
-            }
-            Ok(kept + pending + failed + cancelled == u64::from(REAP_TASKS_MAX))
-        },
-    )
+    every("the reaping of claims failed", REAP_EVERY, shutdown, async || {
+        let reaped = store.maintain_reap(i64::from(REAP_TASKS_MAX), replica).await?;
+        let Reaped { kept, pending, failed, cancelled } = reaped;
+        metrics.reaped("kept", kept);
+        metrics.reaped("pending", pending);
+        metrics.reaped("failed", failed);
+        metrics.reaped("cancelled", cancelled);
+        if pending + failed + cancelled > 0 {
+            tracing::info!(pending, failed, cancelled, "claims of silent workers were ended");
+        }
+        Ok(kept + pending + failed + cancelled == u64::from(REAP_TASKS_MAX))
+    })
     .await;
 }

@@ -38,10 +38,7 @@ impl Seen {
     }
 
     fn take(&self) -> Vec<(WorkerId, Duration)> {
-        std::mem::take(&mut *self.lock())
-            .into_iter()
-            .map(|(id, at)| (id, at.elapsed()))
-            .collect()
+        std::mem::take(&mut *self.lock()).into_iter().map(|(id, at)| (id, at.elapsed())).collect()
     }
 
     /// After a failed write: nothing noted is lost, and what was noted meanwhile is newer.
@@ -63,20 +60,15 @@ impl Seen {
 pub async fn run(store: Store, notes: Arc<Seen>, shutdown: Shutdown) {
     let times = store.times();
     let period = (times.worker_timeout.min(times.lease) / 4).clamp(FLUSH_FASTEST, FLUSH_EVERY);
-    every(
-        "the noting of signs of life failed",
-        period,
-        shutdown,
-        async || {
-            let seen = notes.take();
-            if !seen.is_empty() {
-                if let Err(error) = store.worker_seen(&seen).await {
-                    notes.put_back(seen);
-                    return Err(error);
-                }
-            }
-            Ok(false)
-        },
-    )
+    every("the noting of signs of life failed", period, shutdown, async || {
+        let seen = notes.take();
+        if !seen.is_empty()
+            && let Err(error) = store.worker_seen(&seen).await
+        {
+            notes.put_back(seen);
+            return Err(error);
+        }
+        Ok(false)
+    })
     .await;
 }

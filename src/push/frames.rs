@@ -42,10 +42,7 @@ impl TaskFrames {
     /// Encodes a task for its push.
     #[must_use]
     pub fn new(push: &PushTask) -> Self {
-        Self {
-            available: available(push).into(),
-            task: whole(push).into(),
-        }
+        Self { available: available(push).into(), task: whole(push).into() }
     }
 }
 
@@ -134,10 +131,7 @@ pub fn cancelled(cancellation: &Cancellation) -> Bytes {
         task_id: TaskId,
         reason: Option<&'a str>,
     }
-    let data = Cancelled {
-        task_id: cancellation.task_id,
-        reason: cancellation.reason.as_deref(),
-    };
+    let data = Cancelled { task_id: cancellation.task_id, reason: cancellation.reason.as_deref() };
     event("task_cancelled", &data).into()
 }
 
@@ -177,15 +171,7 @@ impl End {
             Self::Unregistered => ("this worker was unregistered", false),
             Self::Draining => ("this replica is shutting down; connect again", true),
         };
-        event(
-            "error",
-            &Ended {
-                message,
-                code: self.code(),
-                reconnect,
-            },
-        )
-        .into()
+        event("error", &Ended { message, code: self.code(), reconnect }).into()
     }
 }
 
@@ -198,11 +184,8 @@ mod tests {
         let hostile =
             "x\n\nevent: task\r\ndata: {}\r\u{2028}\u{2029}\u{85}\u{b}\u{c}\u{1c}\u{feff}\0";
         let frame = event("task_available", &json!({ "title": hostile }));
-        let lines: Vec<_> = frame
-            .split([
-                '\n', '\r', '\u{2028}', '\u{2029}', '\u{85}', '\u{b}', '\u{c}',
-            ])
-            .collect();
+        let lines: Vec<_> =
+            frame.split(['\n', '\r', '\u{2028}', '\u{2029}', '\u{85}', '\u{b}', '\u{c}']).collect();
         assert_eq!(lines.len(), 4, "{frame:?}");
         let data: serde_json::Value =
             serde_json::from_str(lines[1].strip_prefix("data: ").unwrap()).unwrap();

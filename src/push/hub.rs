@@ -80,11 +80,7 @@ impl Hub {
         stream.mailbox.put(&[first]);
         let mut inner = self.inner();
         inner.index(connection_id, &codebases);
-        inner
-            .by_worker
-            .entry(worker_id)
-            .or_default()
-            .push(connection_id);
+        inner.by_worker.entry(worker_id).or_default().push(connection_id);
         inner.streams.insert(connection_id, Arc::clone(&stream));
         // What changed since its row was written told nobody here: so presence and routing are
         // looked at as well.
@@ -109,18 +105,14 @@ impl Hub {
                 inner.by_worker.remove(&stream.worker_id);
             }
         }
-        inner
-            .departed
-            .push((stream.worker_id.clone(), stream.connection_id));
+        inner.departed.push((stream.worker_id.clone(), stream.connection_id));
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
     }
 
     fn count(&self, inner: &Inner) {
-        self.metrics
-            .streams_open
-            .set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
+        self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
     }
 
     /// Tells every stream that a task is for.
@@ -141,16 +133,13 @@ impl Hub {
         let inner = self.inner();
         let codebase = &task.push.task.codebase_id;
         if let Some(worker) = &task.push.task.target_worker_id {
-            return WorkerId::parse(worker)
-                .map(|id| inner.of_worker(&id))
-                .unwrap_or_default();
+            return WorkerId::parse(worker).map(|id| inner.of_worker(&id)).unwrap_or_default();
         }
         if is_for_all(codebase) {
             return inner.streams.values().cloned().collect();
         }
         let ids = inner.by_codebase.get(codebase).into_iter().flatten();
-        ids.filter_map(|id| inner.streams.get(id).cloned())
-            .collect()
+        ids.filter_map(|id| inner.streams.get(id).cloned()).collect()
     }
 
     /// Counts tasks that a worker was told of.
@@ -178,12 +167,7 @@ impl Hub {
     /// Has the streams of some workers looked at, presence and routing too.
     pub fn review_workers(&self, workers: &HashSet<WorkerId>) {
         self.pay_attention(true, |inner| {
-            workers
-                .iter()
-                .filter_map(|id| inner.by_worker.get(id))
-                .flatten()
-                .copied()
-                .collect()
+            workers.iter().filter_map(|id| inner.by_worker.get(id)).flatten().copied().collect()
         });
     }
 
@@ -234,12 +218,7 @@ impl Hub {
                 while batch.len() < max
                     && let Some((id, review)) = inner.attention.next()
                 {
-                    batch.extend(
-                        inner
-                            .streams
-                            .get(&id)
-                            .map(|stream| (Arc::clone(stream), review)),
-                    );
+                    batch.extend(inner.streams.get(&id).map(|stream| (Arc::clone(stream), review)));
                 }
                 !inner.attention.is_empty()
             };
@@ -388,10 +367,7 @@ pub struct Doubtful {
 impl Inner {
     fn index(&mut self, connection: ConnectionId, codebases: &[String]) {
         for codebase in codebases {
-            self.by_codebase
-                .entry(codebase.clone())
-                .or_default()
-                .insert(connection);
+            self.by_codebase.entry(codebase.clone()).or_default().insert(connection);
         }
     }
 

@@ -148,11 +148,7 @@ fn read(payload: &str) -> Option<Hint<'_>> {
     let (word, rest) = payload.split_once(' ')?;
     let task = |text: &str| Uuid::try_parse(text).ok().map(TaskId);
     match word {
-        "tasks" => rest
-            .split(' ')
-            .map(task)
-            .collect::<Option<_>>()
-            .map(Hint::Tasks),
+        "tasks" => rest.split(' ').map(task).collect::<Option<_>>().map(Hint::Tasks),
         "codebases" if rest == "*" => Some(Hint::AllCodebases),
         "codebases" => rest
             .split(' ')

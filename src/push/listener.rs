@@ -35,9 +35,7 @@ impl Proof {
     /// Whether notifications arrive, to within ten seconds.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
-        self.0
-            .borrow()
-            .is_some_and(|at| at.elapsed() < PROOF_VALID_FOR)
+        self.0.borrow().is_some_and(|at| at.elapsed() < PROOF_VALID_FOR)
     }
 
     /// Waits for the first proof.
@@ -88,10 +86,9 @@ impl Listener {
             let why = match &loss {
                 Loss::Store(error) => chain(error),
                 Loss::Ended => "the connection ended".to_owned(),
-                Loss::Canary => format!(
-                    "a canary did not come back within {} s",
-                    CANARY_BACK_WITHIN.as_secs()
-                ),
+                Loss::Canary => {
+                    format!("a canary did not come back within {} s", CANARY_BACK_WITHIN.as_secs())
+                }
             };
             if begun.elapsed() > RECONNECT_LAST {
                 wait = RECONNECT_FIRST;
@@ -103,11 +100,7 @@ impl Listener {
                 tracing::debug!(target: "worker_sse", "listener still lost: {why}");
             }
             let jitter = rand::random_range(0.5..1.5);
-            if shutdown
-                .until_stopping(tokio::time::sleep(wait.mul_f64(jitter)))
-                .await
-                .is_none()
-            {
+            if shutdown.until_stopping(tokio::time::sleep(wait.mul_f64(jitter))).await.is_none() {
                 return;
             }
             wait = (wait * 2).min(RECONNECT_LAST);
@@ -175,10 +168,7 @@ impl Listener {
             match tokio::time::timeout(CANARY_BACK_WITHIN, sent).await {
                 Ok(Ok(())) => {
                     let back = canaries.wait_for(|seen| *seen >= n);
-                    if tokio::time::timeout(CANARY_BACK_WITHIN, back)
-                        .await
-                        .is_err()
-                    {
+                    if tokio::time::timeout(CANARY_BACK_WITHIN, back).await.is_err() {
                         return Loss::Canary;
                     }
                     self.proven.send_replace(Some(Instant::now()));

@@ -76,11 +76,7 @@ impl Mailbox {
     /// True once after frames were refused and the mailbox is empty again.
     pub fn wants_refill(&self) -> bool {
         let mut state = self.lock();
-        if state.frames.is_empty() {
-            std::mem::take(&mut state.has_refused)
-        } else {
-            false
-        }
+        if state.frames.is_empty() { std::mem::take(&mut state.has_refused) } else { false }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -105,10 +101,7 @@ mod tests {
         mailbox.close(Bytes::from_static(b"end"));
         assert!(!mailbox.put(&[Bytes::from_static(b"late")]));
         assert_eq!(take(&mailbox), Poll::Ready(Some(frame)));
-        assert_eq!(
-            take(&mailbox),
-            Poll::Ready(Some(Bytes::from_static(b"end")))
-        );
+        assert_eq!(take(&mailbox), Poll::Ready(Some(Bytes::from_static(b"end"))));
         assert_eq!(take(&mailbox), Poll::Ready(None));
     }
 }

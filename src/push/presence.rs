@@ -43,11 +43,7 @@ pub async fn heartbeat(
             }
         };
         is_away = beaten.is_err_and(|error| error.is_passing());
-        if shutdown
-            .until_stopping(tokio::time::sleep(pause))
-            .await
-            .is_none()
-        {
+        if shutdown.until_stopping(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
     }
@@ -73,10 +69,7 @@ async fn beat(
 pub async fn departures(store: Store, hub: Arc<Hub>, shutdown: Shutdown) {
     while let Some(departed) = shutdown.until_stopping(hub.departed()).await {
         if let Err(error) = store.stream_close(&departed).await {
-            report(
-                "could not end the presence of streams, will try again",
-                &error,
-            );
+            report("could not end the presence of streams, will try again", &error);
             hub.depart(departed);
             tokio::time::sleep(RETRY_AFTER).await;
         }

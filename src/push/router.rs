@@ -44,14 +44,7 @@ impl Router {
         replica: ReplicaId,
         window_size: usize,
     ) -> Self {
-        Self {
-            store,
-            hub,
-            inbox,
-            replica,
-            window_size,
-            looked_up: Arc::default(),
-        }
+        Self { store, hub, inbox, replica, window_size, looked_up: Arc::default() }
     }
 
     /// Announces what the inbox tells of, until shutdown.
@@ -104,17 +97,11 @@ impl Router {
     #[must_use]
     pub fn news(&self, ready: &[Ready]) -> Vec<TaskId> {
         let looked_up = self.looked_up();
-        ready
-            .iter()
-            .filter(|r| !looked_up.set.contains(r))
-            .map(|r| r.id)
-            .collect()
+        ready.iter().filter(|r| !looked_up.set.contains(r)).map(|r| r.id).collect()
     }
 
     fn looked_up(&self) -> MutexGuard<'_, LookedUp> {
-        self.looked_up
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.looked_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn tell_cancelled(
@@ -134,9 +121,8 @@ impl Router {
     /// after a loss.
     pub async fn attend(self, shutdown: Shutdown) {
         let lane = async || {
-            while let Some(streams) = shutdown
-                .until_stopping(self.hub.next_attention(REFILL_STREAMS_MAX))
-                .await
+            while let Some(streams) =
+                shutdown.until_stopping(self.hub.next_attention(REFILL_STREAMS_MAX)).await
             {
                 if let Err(error) = self.attend_to(&streams).await {
                     report("could not read backlogs, will try again", &error);
@@ -150,14 +136,8 @@ impl Router {
 
     async fn attend_to(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
         self.review(streams).await?;
-        let workers: Vec<_> = streams
-            .iter()
-            .map(|(stream, _)| stream.worker_id.clone())
-            .collect();
-        let begun: Vec<_> = streams
-            .iter()
-            .map(|(stream, _)| stream.refill_begin())
-            .collect();
+        let workers: Vec<_> = streams.iter().map(|(stream, _)| stream.worker_id.clone()).collect();
+        let begun: Vec<_> = streams.iter().map(|(stream, _)| stream.refill_begin()).collect();
         let limit = i64::try_from(self.window_size).unwrap_or(i64::MAX);
         let backlogs = self.store.push_backlog(&workers, limit).await?;
         for (((stream, _), begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
@@ -175,25 +155,15 @@ impl Router {
     /// Ends streams that were superseded or whose worker is gone, routes the others as the worker's
     /// row says now, and gives lost presence back.
     async fn review(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
-        let asked: Vec<_> = streams
-            .iter()
-            .filter(|(_, review)| *review)
-            .map(|(s, _)| s)
-            .collect();
+        let asked: Vec<_> = streams.iter().filter(|(_, review)| *review).map(|(s, _)| s).collect();
         if asked.is_empty() {
             return Ok(());
         }
-        let workers: Vec<_> = asked
-            .iter()
-            .map(|stream| stream.worker_id.clone())
-            .collect();
+        let workers: Vec<_> = asked.iter().map(|stream| stream.worker_id.clone()).collect();
         // Whoever was away when a cancellation was said hears of it now.
         self.tell_cancelled(&[], &workers).await?;
         let mut absent = Vec::new();
-        for (stream, review) in asked
-            .into_iter()
-            .zip(self.store.stream_review(&workers).await?)
-        {
+        for (stream, review) in asked.into_iter().zip(self.store.stream_review(&workers).await?) {
             let Some(routing) = review.routing else {
                 self.end(stream, End::Unregistered);
                 continue;

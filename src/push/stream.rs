@@ -29,10 +29,7 @@ impl Announcement {
     /// Which announcement of which task it is.
     #[must_use]
     pub fn ready(&self) -> Ready {
-        Ready {
-            id: self.push.task.id,
-            xid: self.push.ready_xid,
-        }
+        Ready { id: self.push.task.id, xid: self.push.ready_xid }
     }
 
     fn priority(&self) -> i32 {
@@ -125,22 +122,14 @@ impl Stream {
         window_size: usize,
         wants_task: bool,
     ) -> Self {
-        let waiting = Waiting {
-            held_back: 1,
-            settled: 0,
-            behind: Some(i32::MAX),
-            behind_next: None,
-        };
+        let waiting =
+            Waiting { held_back: 1, settled: 0, behind: Some(i32::MAX), behind_next: None };
         Self {
             connection_id,
             worker_id: routing.worker_id.clone(),
             mailbox: Mailbox::default(),
             wants_task,
-            state: Mutex::new(State {
-                routing,
-                window: Window::new(window_size),
-                waiting,
-            }),
+            state: Mutex::new(State { routing, window: Window::new(window_size), waiting }),
         }
     }
 
@@ -174,11 +163,7 @@ impl Stream {
             Verdict::Announce | Verdict::Again => {}
         }
         let frames = [task.frames.available.clone(), task.frames.task.clone()];
-        let frames = if self.wants_task {
-            &frames[..]
-        } else {
-            &frames[..1]
-        };
+        let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
         if !self.mailbox.put(frames) {
             state.waiting.hold(Some(priority));
             return Offer::SocketIsBusy;
@@ -204,10 +189,8 @@ impl Stream {
         is_all: bool,
     ) -> (usize, bool) {
         let now = Instant::now();
-        let offers: Vec<_> = backlog
-            .iter()
-            .map(|task| self.offer_from(From::Backlog, task, now))
-            .collect();
+        let offers: Vec<_> =
+            backlog.iter().map(|task| self.offer_from(From::Backlog, task, now)).collect();
         let count = |what| offers.iter().filter(|offer| **offer == what).count();
         let (told, held) = (count(Offer::Told), count(Offer::HeldBack));
         let is_busy = count(Offer::SocketIsBusy) > 0;

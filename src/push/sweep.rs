@@ -86,11 +86,7 @@ async fn sweep(
 /// on, until shutdown.
 pub async fn settle(store: Store, hub: Arc<Hub>, router: Router, shutdown: Shutdown) {
     let mut pause = SETTLE_EVERY;
-    while shutdown
-        .until_stopping(tokio::time::sleep(pause))
-        .await
-        .is_some()
-    {
+    while shutdown.until_stopping(tokio::time::sleep(pause)).await.is_some() {
         let begun = tokio::time::Instant::now();
         if let Err(error) = settle_once(&store, &hub, &router).await {
             report("could not settle windows", &error);
@@ -110,11 +106,7 @@ async fn settle_once(store: &Store, hub: &Hub, router: &Router) -> Result<(), St
         still.extend(store.push_still_claimable(ids).await?);
     }
     hub.settle(&doubtful, &still);
-    let repeats: Vec<_> = doubtful
-        .repeats
-        .intersection(&still)
-        .map(|ready| ready.id)
-        .collect();
+    let repeats: Vec<_> = doubtful.repeats.intersection(&still).map(|ready| ready.id).collect();
     if !repeats.is_empty() {
         router.announce(repeats).await?;
     }

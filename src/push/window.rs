@@ -92,9 +92,7 @@ impl Window {
             .outstanding
             .values()
             .filter(|known| known.priority >= priority)
-            .fold((0, 0), |(count, bytes), known| {
-                (count + 1, bytes + known.bytes)
-            });
+            .fold((0, 0), |(count, bytes), known| (count + 1, bytes + known.bytes));
         if count < self.size && bytes < WINDOW_BYTES {
             Verdict::Announce
         } else {
@@ -120,13 +118,7 @@ impl Window {
         self.bytes += bytes;
         self.outstanding.insert(
             ready.id,
-            Announced {
-                xid: ready.xid,
-                priority,
-                bytes,
-                repeat_at,
-                repeat_after,
-            },
+            Announced { xid: ready.xid, priority, bytes, repeat_at, repeat_after },
         );
     }
 
@@ -151,10 +143,7 @@ impl Window {
 
     /// All that is outstanding, by announcement.
     pub fn outstanding(&self) -> impl Iterator<Item = Ready> {
-        self.outstanding.iter().map(|(id, known)| Ready {
-            id: *id,
-            xid: known.xid,
-        })
+        self.outstanding.iter().map(|(id, known)| Ready { id: *id, xid: known.xid })
     }
 
     /// What nobody acted on for so long that it is to be told again. Asked about again soon, until
@@ -163,21 +152,12 @@ impl Window {
         if self.next_repeat.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let soon = now + REPEAT_RETRY;
-        self.next_repeat = self
-            .outstanding
-            .values()
-            .map(|known| known.repeat_at.max(soon))
-            .min();
-        let late = self
-            .outstanding
-            .iter()
-            .filter(|(_, known)| known.repeat_at <= now);
-        late.map(|(id, known)| Ready {
-            id: *id,
-            xid: known.xid,
-        })
-        .collect()
+        let next = |known: &Announced| {
+            if known.repeat_at > now { known.repeat_at } else { now + REPEAT_RETRY }
+        };
+        self.next_repeat = self.outstanding.values().map(next).min();
+        let late = self.outstanding.iter().filter(|(_, known)| known.repeat_at <= now);
+        late.map(|(id, known)| Ready { id: *id, xid: known.xid }).collect()
     }
 }
 
@@ -186,10 +166,7 @@ mod tests {
     use super::*;
 
     fn ready(xid: i64) -> Ready {
-        Ready {
-            id: TaskId::generate(),
-            xid,
-        }
+        Ready { id: TaskId::generate(), xid }
     }
 
     fn filled(size: usize, priority: i32, now: Instant) -> (Window, Vec<Ready>) {
@@ -213,11 +190,7 @@ mod tests {
             assert_eq!(window.consider(urgent, 1, now), Verdict::Announce);
             window.note(urgent, 1, 100, now);
         }
-        assert_eq!(
-            window.consider(ready(1), 2, now),
-            Verdict::HoldBack,
-            "twice the window in all"
-        );
+        assert_eq!(window.consider(ready(1), 2, now), Verdict::HoldBack, "twice the window in all");
     }
 
     #[test]
@@ -233,10 +206,7 @@ mod tests {
     fn an_announcement_is_not_repeated_within_a_minute_settled_or_not() {
         let now = Instant::now();
         let (mut window, tasks) = filled(4, 0, now);
-        assert_eq!(
-            window.consider(tasks[0], 0, now + Duration::from_secs(59)),
-            Verdict::Known
-        );
+        assert_eq!(window.consider(tasks[0], 0, now + Duration::from_secs(59)), Verdict::Known);
         assert!(window.settle(tasks[0].id));
         assert!(!window.settle(tasks[0].id));
         assert_eq!(window.consider(tasks[0], 0, now), Verdict::Known);
@@ -272,11 +242,7 @@ mod tests {
         let task = ready(1);
         window.note(task, 0, 100, now);
         for wait in [60, 120, 240, 480, 600, 600] {
-            assert!(
-                window
-                    .to_repeat(now + Duration::from_secs(wait - 1))
-                    .is_empty()
-            );
+            assert!(window.to_repeat(now + Duration::from_secs(wait - 1)).is_empty());
             now += Duration::from_secs(wait);
             assert_eq!(window.to_repeat(now), [task]);
             assert_eq!(window.consider(task, 0, now), Verdict::Again);

@@ -194,10 +194,7 @@ impl Batch for ClaimBatch {
                 op.task_id == task.id && task.claimed_by.as_deref() == Some(op.worker_id.as_str())
             });
             if let Some(n) = winner {
-                answers[n] = Some(Ok(Claim::Claimed(Claimed {
-                    task,
-                    lease: self.lease,
-                })));
+                answers[n] = Some(Ok(Claim::Claimed(Claimed { task, lease: self.lease })));
             }
         }
 
@@ -217,10 +214,7 @@ impl Batch for ClaimBatch {
                 }
             }
         }
-        Ok(answers
-            .into_iter()
-            .map(|answer| answer.unwrap_or(Err(StoreError::Busy)))
-            .collect())
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Err(StoreError::Busy))).collect())
     }
 }
 
@@ -250,10 +244,7 @@ impl ClaimBatch {
                         .fetch_optional(&self.pool)
                         .await?
                     {
-                        Some(task) => Claim::Claimed(Claimed {
-                            task,
-                            lease: self.lease,
-                        }),
+                        Some(task) => Claim::Claimed(Claimed { task, lease: self.lease }),
                         None => Claim::NotFound,
                     }
                 }
@@ -273,9 +264,8 @@ impl ClaimBatch {
 fn columns<'a>(
     ops: impl Iterator<Item = &'a ClaimAsk>,
 ) -> (Vec<Uuid>, Vec<&'a str>, Vec<Option<Uuid>>) {
-    let (tasks, rest): (Vec<_>, Vec<_>) = ops
-        .map(|op| (op.task_id.0, (op.worker_id.as_str(), op.claim_id)))
-        .unzip();
+    let (tasks, rest): (Vec<_>, Vec<_>) =
+        ops.map(|op| (op.task_id.0, (op.worker_id.as_str(), op.claim_id))).unzip();
     let (workers, claims) = rest.into_iter().unzip();
     (tasks, workers, claims)
 }
@@ -292,10 +282,9 @@ impl Batch for FinishBatch {
     fn weight_bytes(op: &FinishAsk) -> usize {
         256 + match &op.verb {
             Verb::Complete(Some(result)) => result.to_string().len(),
-            Verb::Fail {
-                error: Some(error), ..
+            Verb::Fail { error: Some(error), .. } | Verb::Cancel { error: Some(error) } => {
+                error.len()
             }
-            | Verb::Cancel { error: Some(error) } => error.len(),
             _ => 0,
         }
     }
@@ -307,10 +296,8 @@ impl Batch for FinishBatch {
         let verbs: Vec<_> = ops.iter().map(|op| op.verb.word()).collect();
         let results: Vec<_> = ops.iter().map(|op| op.verb.result()).collect();
         let errors: Vec<_> = ops.iter().map(|op| op.verb.error()).collect();
-        let retries: Vec<_> = ops
-            .iter()
-            .map(|op| matches!(op.verb, Verb::Fail { retry: true, .. }))
-            .collect();
+        let retries: Vec<_> =
+            ops.iter().map(|op| matches!(op.verb, Verb::Fail { retry: true, .. })).collect();
         let waits: Vec<_> = ops
             .iter()
             .map(|op| match op.verb {
@@ -351,9 +338,7 @@ impl Batch for FinishBatch {
             }
             // What took effect took effect, also when the rest cannot be explained.
             let stands = stands.as_ref().map_err(Clone::clone)?;
-            Ok(stands
-                .get(&ops[n].task_id)
-                .map_or(Finish::NotFound, |stand| stand.answer(&ops[n])))
+            Ok(stands.get(&ops[n].task_id).map_or(Finish::NotFound, |stand| stand.answer(&ops[n])))
         };
         Ok((0..ops.len()).map(answer).collect())
     }
@@ -395,10 +380,8 @@ impl FinishBatch {
         ops: &[FinishAsk],
         done: &HashMap<usize, Finished>,
     ) -> Result<HashMap<TaskId, Stand>, StoreError> {
-        let lost: Vec<_> = (0..ops.len())
-            .filter(|n| !done.contains_key(n))
-            .map(|n| ops[n].task_id.0)
-            .collect();
+        let lost: Vec<_> =
+            (0..ops.len()).filter(|n| !done.contains_key(n)).map(|n| ops[n].task_id.0).collect();
         if lost.is_empty() {
             return Ok(HashMap::new());
         }

@@ -81,29 +81,20 @@ pub(crate) struct Group<B: Batch> {
 impl<B: Batch> Group<B> {
     pub(crate) fn start(batch: B) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_OPS_MAX);
-        let lane = Arc::new(Lane {
-            batch,
-            waiting: Mutex::new(waiting),
-        });
+        let lane = Arc::new(Lane { batch, waiting: Mutex::new(waiting) });
         for _ in 0..IN_FLIGHT {
             tokio::spawn(Arc::clone(&lane).run());
         }
-        Self {
-            queue,
-            room_kib: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
-        }
+        Self { queue, room_kib: Arc::new(Semaphore::new(QUEUE_KIB_MAX)) }
     }
 
     /// Runs one operation, in company if there is any, and answers after its commit.
     pub(crate) async fn submit(&self, op: B::Op) -> Result<B::Out, StoreError> {
         let kib = u32::try_from(B::weight_bytes(&op) / 1024 + 1).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room_kib)
-            .try_acquire_many_owned(kib)
-            .map_err(|_| StoreError::Busy)?;
+        let room =
+            Arc::clone(&self.room_kib).try_acquire_many_owned(kib).map_err(|_| StoreError::Busy)?;
         let (answer, answered) = oneshot::channel();
-        self.queue
-            .try_send(Waiting { op, answer, room })
-            .map_err(|_| StoreError::Busy)?;
+        self.queue.try_send(Waiting { op, answer, room }).map_err(|_| StoreError::Busy)?;
         answered.await.unwrap_or(Err(StoreError::Busy))
     }
 }
@@ -118,15 +109,7 @@ impl<B: Batch> Lane<B> {
         while let Some(batch) = self.next().await {
             let (ops, callers): (Vec<_>, Vec<_>) = batch
                 .into_iter()
-                .map(|w| {
-                    (
-                        w.op,
-                        Caller {
-                            answer: w.answer,
-                            _room: w.room,
-                        },
-                    )
-                })
+                .map(|w| (w.op, Caller { answer: w.answer, _room: w.room }))
                 .unzip();
             match self.attempt(&ops).await {
                 Ok(outs) => {
@@ -161,9 +144,7 @@ impl<B: Batch> Lane<B> {
             let outs = self.attempt(std::slice::from_ref(&op)).await;
             caller.answer(outs.and_then(|mut outs| outs.pop().unwrap_or(Err(StoreError::Busy))));
         };
-        futures_util::stream::iter(members)
-            .for_each_concurrent(SINGLES_IN_FLIGHT, singly)
-            .await;
+        futures_util::stream::iter(members).for_each_concurrent(SINGLES_IN_FLIGHT, singly).await;
     }
 
     /// What is waiting now, up to the caps; waits for the first. `None` once the store is gone.

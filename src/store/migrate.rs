@@ -91,34 +91,21 @@ impl From<sqlx::Error> for MigrateError {
 /// The newest schema version of this release.
 #[must_use]
 pub fn schema_version() -> i32 {
-    files::migrations::runner()
-        .get_migrations()
-        .iter()
-        .map(Migration::version)
-        .max()
-        .unwrap_or(0)
+    files::migrations::runner().get_migrations().iter().map(Migration::version).max().unwrap_or(0)
 }
 
 /// Brings the schema up to date, one replica at a time. The names of what was applied.
 pub async fn migrate(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
-    tokio::time::timeout(DEADLINE, run(options))
-        .await
-        .map_err(|_| MigrateError::TookTooLong)?
+    tokio::time::timeout(DEADLINE, run(options)).await.map_err(|_| MigrateError::TookTooLong)?
 }
 
 async fn run(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
     let options = options
         .clone()
         .application_name("taskwire migrate")
-        .options([
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("client_min_messages", "warning"),
-        ]);
+        .options([("lock_timeout", LOCK_TIMEOUT), ("client_min_messages", "warning")]);
     let mut connection = options.connect().await?;
-    let standby: bool = connection
-        .fetch_one("select pg_is_in_recovery()")
-        .await?
-        .try_get(0)?;
+    let standby: bool = connection.fetch_one("select pg_is_in_recovery()").await?.try_get(0)?;
     if standby {
         return Err(MigrateError::Standby);
     }
@@ -147,10 +134,7 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<String>, MigrateErro
     refuse_newer(connection).await?;
     let mut applied = Vec::new();
     for tries in 1.. {
-        match files::migrations::runner()
-            .run_async(&mut Session(connection))
-            .await
-        {
+        match files::migrations::runner().run_async(&mut Session(connection)).await {
             Ok(report) => {
                 applied.extend(report.applied_migrations().iter().map(ToString::to_string));
                 return Ok(applied);
@@ -204,9 +188,7 @@ impl AsyncTransaction for Session<'_> {
         let mut count = 0;
         for query in queries {
             // Files of this crate, and refinery's own bookkeeping: nothing that a user wrote.
-            sqlx::raw_sql(AssertSqlSafe(query))
-                .execute(&mut *transaction)
-                .await?;
+            sqlx::raw_sql(AssertSqlSafe(query)).execute(&mut *transaction).await?;
             count += 1;
         }
         transaction.commit().await?;
@@ -222,9 +204,7 @@ impl AsyncQuery<Vec<Migration>> for Session<'_> {
                     .into(),
             )
         };
-        let rows = sqlx::raw_sql(AssertSqlSafe(query))
-            .fetch_all(&mut *self.0)
-            .await?;
+        let rows = sqlx::raw_sql(AssertSqlSafe(query)).fetch_all(&mut *self.0).await?;
         rows.into_iter()
             .map(|row| {
                 let version: i32 = row.try_get(0)?;

@@ -87,10 +87,7 @@ impl Store {
             .connect_lazy_with(options);
         Self(Arc::new(Inner {
             create: Group::start(tasks::CreateBatch { pool: pool.clone() }),
-            claim: Group::start(claims::ClaimBatch {
-                pool: pool.clone(),
-                lease: times.lease,
-            }),
+            claim: Group::start(claims::ClaimBatch { pool: pool.clone(), lease: times.lease }),
             finish: Group::start(claims::FinishBatch { pool: pool.clone() }),
             open: Group::start(streams::OpenBatch { pool: pool.clone() }),
             listen: listen.application_name("taskwire listener"),
@@ -125,17 +122,13 @@ impl Store {
 
     /// Sends a canary through Postgres to whoever listens.
     pub async fn notify_canary(&self, payload: &str) -> Result<(), StoreError> {
-        sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload)
-            .execute(self.pool())
-            .await?;
+        sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(self.pool()).await?;
         Ok(())
     }
 
     /// Whether Postgres answers, whether it is a standby, and the version of its schema.
     pub async fn ready(&self) -> Result<(bool, i32), StoreError> {
-        let row = sqlx::query_file!("src/store/sql/ready.sql")
-            .fetch_one(self.pool())
-            .await?;
+        let row = sqlx::query_file!("src/store/sql/ready.sql").fetch_one(self.pool()).await?;
         Ok((row.is_standby, row.schema_version))
     }
 

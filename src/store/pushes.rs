@@ -89,11 +89,7 @@ impl From<PushRow> for PushTask {
             cancel_requested_at: None,
             cancel_reason: None,
         };
-        Self {
-            task,
-            is_large: row.is_large,
-            ready_xid: row.ready_xid,
-        }
+        Self { task, is_large: row.is_large, ready_xid: row.ready_xid }
     }
 }
 
@@ -120,9 +116,7 @@ impl Store {
             .await?;
         let mut backlogs: Vec<Vec<PushTask>> = workers.iter().map(|_| Vec::new()).collect();
         for row in rows {
-            let backlog = usize::try_from(row.n - 1)
-                .ok()
-                .and_then(|n| backlogs.get_mut(n));
+            let backlog = usize::try_from(row.n - 1).ok().and_then(|n| backlogs.get_mut(n));
             if let Some(backlog) = backlog {
                 let row = PushRow {
                     id: row.id,
@@ -175,17 +169,10 @@ impl Store {
         let rows = sqlx::query_file!("src/store/sql/push_ready_since.sql", snapshot, limit)
             .fetch_all(self.pool())
             .await?;
-        let next = rows
-            .first()
-            .map_or_else(|| snapshot.to_owned(), |row| row.snapshot.clone());
+        let next = rows.first().map_or_else(|| snapshot.to_owned(), |row| row.snapshot.clone());
         let ready = rows
             .into_iter()
-            .filter_map(|row| {
-                Some(Ready {
-                    id: row.id?,
-                    xid: row.ready_xid?,
-                })
-            })
+            .filter_map(|row| Some(Ready { id: row.id?, xid: row.ready_xid? }))
             .collect();
         Ok((ready, next))
     }
@@ -207,13 +194,7 @@ impl Store {
         let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
             .fetch_all(self.pool())
             .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Ready {
-                id: row.id,
-                xid: row.ready_xid,
-            })
-            .collect())
+        Ok(rows.into_iter().map(|row| Ready { id: row.id, xid: row.ready_xid }).collect())
     }
 
     /// Whom to tell that some tasks, or tasks that some workers hold, are to be stopped.
@@ -224,13 +205,10 @@ impl Store {
     ) -> Result<Vec<Cancellation>, StoreError> {
         let tasks: Vec<_> = tasks.iter().map(|id| id.0).collect();
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
-        let rows = sqlx::query_file!(
-            "src/store/sql/push_cancelled.sql",
-            &tasks,
-            &workers as &[&str]
-        )
-        .fetch_all(self.pool())
-        .await?;
+        let rows =
+            sqlx::query_file!("src/store/sql/push_cancelled.sql", &tasks, &workers as &[&str])
+                .fetch_all(self.pool())
+                .await?;
         Ok(rows
             .into_iter()
             .map(|row| Cancellation {

@@ -49,13 +49,9 @@ impl Store {
         streams: &[(WorkerId, ConnectionId)],
     ) -> Result<(), StoreError> {
         let (workers, connections) = columns(streams);
-        sqlx::query_file!(
-            "src/store/sql/stream_close.sql",
-            &workers as &[&str],
-            &connections
-        )
-        .execute(self.pool())
-        .await?;
+        sqlx::query_file!("src/store/sql/stream_close.sql", &workers as &[&str], &connections)
+            .execute(self.pool())
+            .await?;
         Ok(())
     }
 
@@ -131,10 +127,7 @@ impl Store {
 }
 
 fn columns(streams: &[(WorkerId, ConnectionId)]) -> (Vec<&str>, Vec<Uuid>) {
-    streams
-        .iter()
-        .map(|(worker, connection)| (worker.as_str(), connection.0))
-        .unzip()
+    streams.iter().map(|(worker, connection)| (worker.as_str(), connection.0)).unzip()
 }
 
 /// Connects that share a statement.
@@ -169,10 +162,7 @@ impl Batch for OpenBatch {
         .await?;
         let answer = |n: usize| {
             // In one batch the worker's last connect is its newest stream.
-            if ops[n + 1..]
-                .iter()
-                .any(|later| later.worker_id == ops[n].worker_id)
-            {
+            if ops[n + 1..].iter().any(|later| later.worker_id == ops[n].worker_id) {
                 return Ok(Opened::Superseded);
             }
             let row = rows.iter().find(|row| row.worker_id == ops[n].worker_id);

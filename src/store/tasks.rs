@@ -49,10 +49,7 @@ pub struct TaskFilter {
 
 /// A task in a listing: everything but its large fields.
 #[derive(Debug, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "`\\d+ tasks` documents each column of this name"
-)]
+#[expect(missing_docs, reason = "`\\d+ tasks` documents each column of this name")]
 pub struct TaskSummary {
     pub id: TaskId,
     pub title: String,
@@ -86,10 +83,7 @@ impl Store {
 
     /// Makes many tasks in one statement: all or none. Ids in the order of the tasks.
     pub async fn task_create_all(&self, tasks: Vec<NewTask>) -> Result<Vec<TaskId>, StoreError> {
-        let asks: Vec<_> = tasks
-            .into_iter()
-            .map(|task| CreateAsk { task, key: None })
-            .collect();
+        let asks: Vec<_> = tasks.into_iter().map(|task| CreateAsk { task, key: None }).collect();
         let ids: Vec<_> = asks.iter().map(|_| TaskId::generate()).collect();
         let made = insert(self.pool(), &asks, &ids).await?;
         debug_assert_eq!(made.len(), ids.len(), "no key, so no conflict");
@@ -98,11 +92,9 @@ impl Store {
 
     /// One task, whole.
     pub async fn task_get(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
-        Ok(
-            sqlx::query_file_as!(Task, "src/store/sql/task_get.sql", id.0)
-                .fetch_optional(self.pool())
-                .await?,
-        )
+        Ok(sqlx::query_file_as!(Task, "src/store/sql/task_get.sql", id.0)
+            .fetch_optional(self.pool())
+            .await?)
     }
 
     /// One page of tasks, newest first.
@@ -139,11 +131,8 @@ impl Batch for CreateBatch {
 
     async fn run(&self, ops: &[CreateAsk]) -> Result<Vec<Result<Create, StoreError>>, StoreError> {
         let ids: Vec<_> = ops.iter().map(|_| TaskId::generate()).collect();
-        let mut made: HashMap<TaskId, Task> = insert(&self.pool, ops, &ids)
-            .await?
-            .into_iter()
-            .map(|task| (task.id, task))
-            .collect();
+        let mut made: HashMap<TaskId, Task> =
+            insert(&self.pool, ops, &ids).await?.into_iter().map(|task| (task.id, task)).collect();
 
         // Every row that is not there had its key taken, by an earlier statement or by a neighbour.
         let keys: Vec<String> = ops
@@ -179,9 +168,8 @@ impl CreateBatch {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows = sqlx::query_file!("src/store/sql/task_by_key.sql", keys)
-            .fetch_all(&self.pool)
-            .await?;
+        let rows =
+            sqlx::query_file!("src/store/sql/task_by_key.sql", keys).fetch_all(&self.pool).await?;
         Ok(rows
             .into_iter()
             .map(|row| (row.idempotency_key, (row.idempotency_hash, row.id)))
@@ -210,18 +198,12 @@ async fn insert(
     let metadata = column(asks, |task| task.metadata.as_ref());
     let run_ats = column(asks, |task| task.run_at);
     let expires_ats = column(asks, |task| task.expires_at);
-    let attempts = column(asks, |task| {
-        task.max_attempts.unwrap_or(MAX_ATTEMPTS_DEFAULT)
-    });
+    let attempts = column(asks, |task| task.max_attempts.unwrap_or(MAX_ATTEMPTS_DEFAULT));
     let timeouts = column(asks, |task| task.timeout_seconds);
-    let keys: Vec<_> = asks
-        .iter()
-        .map(|ask| ask.key.as_ref().map(|(key, _)| key.as_str()))
-        .collect();
-    let hashes: Vec<_> = asks
-        .iter()
-        .map(|ask| ask.key.as_ref().map(|(_, hash)| hash.as_slice()))
-        .collect();
+    let keys: Vec<_> =
+        asks.iter().map(|ask| ask.key.as_ref().map(|(key, _)| key.as_str())).collect();
+    let hashes: Vec<_> =
+        asks.iter().map(|ask| ask.key.as_ref().map(|(_, hash)| hash.as_slice())).collect();
     Ok(sqlx::query_file_as!(
         Task,
         "src/store/sql/task_create.sql",

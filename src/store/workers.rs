@@ -101,11 +101,9 @@ impl Store {
 
     /// What a worker holds now, at most 1,000 tasks.
     pub async fn worker_running(&self, id: &WorkerId) -> Result<Vec<Held>, StoreError> {
-        Ok(
-            sqlx::query_file_as!(Held, "src/store/sql/worker_running.sql", id.as_str())
-                .fetch_all(self.pool())
-                .await?,
-        )
+        Ok(sqlx::query_file_as!(Held, "src/store/sql/worker_running.sql", id.as_str())
+            .fetch_all(self.pool())
+            .await?)
     }
 
     /// Replaces a worker's codebases. False: there is no such worker.
@@ -114,13 +112,10 @@ impl Store {
         id: &WorkerId,
         codebases: &[String],
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query_file!(
-            "src/store/sql/worker_set_codebases.sql",
-            id.as_str(),
-            codebases
-        )
-        .execute(self.pool())
-        .await?;
+        let done =
+            sqlx::query_file!("src/store/sql/worker_set_codebases.sql", id.as_str(), codebases)
+                .execute(self.pool())
+                .await?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -139,10 +134,6 @@ impl Store {
         let row = sqlx::query_file!("src/store/sql/worker_unregister.sql", id.as_str())
             .fetch_one(self.pool())
             .await?;
-        Ok(if row.gone == 0 {
-            Unregistered::NotFound
-        } else {
-            Unregistered::Gone(row.released)
-        })
+        Ok(if row.gone == 0 { Unregistered::NotFound } else { Unregistered::Gone(row.released) })
     }
 }

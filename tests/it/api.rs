@@ -17,9 +17,7 @@ async fn start() -> (TestDb, Replica) {
 
 /// A create under an `Idempotency-Key`, with the body as it is.
 async fn create_once(replica: &Replica, key: &str, body: &str) -> Answer {
-    let request = replica
-        .http("POST", "/v1/tasks")
-        .header("Idempotency-Key", key);
+    let request = replica.http("POST", "/v1/tasks").header("Idempotency-Key", key);
     let request = request.header("Content-Type", "application/json");
     replica.request(request.body(body.to_owned())).await
 }
@@ -47,11 +45,7 @@ async fn a_task_with_every_field_comes_back_as_it_was_given_and_is_stored_so() {
         assert_eq!(&created[field], value, "{field}");
     }
     assert_eq!(
-        (
-            &created["status"],
-            &created["attempt"],
-            &created["claim_epoch"]
-        ),
+        (&created["status"], &created["attempt"], &created["claim_epoch"]),
         (&json!("pending"), &json!(0), &json!(0))
     );
     let row = db
@@ -71,10 +65,7 @@ async fn a_task_with_every_field_comes_back_as_it_was_given_and_is_stored_so() {
 #[tokio::test]
 async fn a_title_is_enough_and_null_is_the_same_as_absent() {
     let (_db, replica) = start().await;
-    let absent = replica
-        .post("/v1/tasks", json!({"title": "x"}))
-        .await
-        .expect(201);
+    let absent = replica.post("/v1/tasks", json!({"title": "x"})).await.expect(201);
     let nulls = json!({
         "title": "x", "prompt": null, "codebase_id": null, "target_worker_id": null, "target_agent_name": null,
         "agent_type": null, "metadata": null, "run_at": null, "expires_at": null, "max_attempts": null,
@@ -84,10 +75,7 @@ async fn a_title_is_enough_and_null_is_the_same_as_absent() {
     for mut task in [absent, nulls] {
         for field in ["id", "created_at", "run_at"] {
             assert!(
-                task.as_object_mut()
-                    .unwrap()
-                    .remove(field)
-                    .is_some_and(|value| value.is_string())
+                task.as_object_mut().unwrap().remove(field).is_some_and(|value| value.is_string())
             );
         }
         let expected = json!({
@@ -104,25 +92,12 @@ async fn a_title_is_enough_and_null_is_the_same_as_absent() {
 #[tokio::test]
 async fn an_unknown_field_is_refused_with_its_name() {
     let (db, replica) = start().await;
-    let answer = replica
-        .post("/v1/tasks", json!({"title": "x", "prioritty": 1}))
-        .await;
-    assert_eq!(
-        (answer.status, answer.problem().as_str()),
-        (422, "invalid_body")
-    );
-    assert!(
-        answer.json()["detail"]
-            .as_str()
-            .unwrap()
-            .contains("prioritty")
-    );
+    let answer = replica.post("/v1/tasks", json!({"title": "x", "prioritty": 1})).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (422, "invalid_body"));
+    assert!(answer.json()["detail"].as_str().unwrap().contains("prioritty"));
     // Nor is a list of values in the order of our fields a task.
     let answer = replica.post("/v1/tasks", json!(["x"])).await;
-    assert_eq!(
-        (answer.status, answer.problem().as_str()),
-        (422, "invalid_body")
-    );
+    assert_eq!((answer.status, answer.problem().as_str()), (422, "invalid_body"));
     assert_eq!(db.value("select count(*) from tasks").await, "0");
 }
 
@@ -130,12 +105,8 @@ async fn an_unknown_field_is_refused_with_its_name() {
 async fn a_create_repeated_with_its_key_makes_no_second_task_whatever_the_order_of_its_fields() {
     let db = TestDb::new().await;
     let replicas = [Replica::start(&db).await, Replica::start(&db).await];
-    let first = create_once(
-        &replicas[0],
-        "key",
-        r#"{"title":"x","metadata":{"a":1,"b":[1,2]}}"#,
-    )
-    .await;
+    let first =
+        create_once(&replicas[0], "key", r#"{"title":"x","metadata":{"a":1,"b":[1,2]}}"#).await;
     let first = first.expect(201);
     for same in [
         r#"{"title":"x","metadata":{"a":1,"b":[1,2]}}"#,
@@ -144,10 +115,7 @@ async fn a_create_repeated_with_its_key_makes_no_second_task_whatever_the_order_
         for replica in &replicas {
             let again = create_once(replica, "key", same).await;
             let location = again.headers["location"].to_str().unwrap().to_owned();
-            assert_eq!(
-                location,
-                format!("/v1/tasks/{}", first["id"].as_str().unwrap())
-            );
+            assert_eq!(location, format!("/v1/tasks/{}", first["id"].as_str().unwrap()));
             assert_eq!(again.expect(200), first);
         }
     }
@@ -157,27 +125,15 @@ async fn a_create_repeated_with_its_key_makes_no_second_task_whatever_the_order_
         r#"{"title":"x"}"#,
     ] {
         let answer = create_once(&replicas[1], "key", other).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (409, "idempotency_key_taken")
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (409, "idempotency_key_taken"));
     }
-    create_once(&replicas[1], "another key", r#"{"title":"x"}"#)
-        .await
-        .expect(201);
+    create_once(&replicas[1], "another key", r#"{"title":"x"}"#).await.expect(201);
     assert_eq!(db.value("select count(*) from tasks").await, "2");
     // The first task is the answer also when it has moved on.
     let id = first["id"].as_str().unwrap();
-    replicas[0]
-        .post(&format!("/v1/tasks/{id}/cancel"), json!({}))
-        .await
-        .expect(200);
-    let again = create_once(
-        &replicas[1],
-        "key",
-        r#"{"title":"x","metadata":{"a":1,"b":[1,2]}}"#,
-    )
-    .await;
+    replicas[0].post(&format!("/v1/tasks/{id}/cancel"), json!({})).await.expect(200);
+    let again =
+        create_once(&replicas[1], "key", r#"{"title":"x","metadata":{"a":1,"b":[1,2]}}"#).await;
     assert_eq!(again.expect(200)["status"], "cancelled");
 }
 
@@ -195,10 +151,8 @@ async fn of_concurrent_creates_with_one_key_on_two_replicas_exactly_one_makes_th
         let made = answers.iter().filter(|answer| answer.status == 201).count();
         let found = answers.iter().filter(|answer| answer.status == 200).count();
         assert_eq!((made, found), (1, 39));
-        let ids: BTreeSet<_> = answers
-            .iter()
-            .map(|answer| answer.json()["id"].to_string())
-            .collect();
+        let ids: BTreeSet<_> =
+            answers.iter().map(|answer| answer.json()["id"].to_string()).collect();
         assert_eq!(ids.len(), 1);
     }
     assert_eq!(db.value("select count(*) from tasks").await, "10");
@@ -215,41 +169,22 @@ async fn a_batch_makes_all_of_its_tasks_and_gives_their_ids_in_order() {
     for body in [json!(tasks), json!({ "tasks": tasks })] {
         let answer = replica.post("/v1/tasks/batch", body).await.expect(201);
         assert_eq!(answer["count"], 50);
-        let ids: Vec<_> = answer["ids"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|id| id.as_str().unwrap())
-            .collect();
+        let ids: Vec<_> =
+            answer["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
         for (n, id) in ids.iter().enumerate() {
             let task = replica.task(id).await;
-            assert_eq!(
-                (&task["title"], &task["metadata"]["n"]),
-                (&tasks[n]["title"], &json!(n))
-            );
+            assert_eq!((&task["title"], &task["metadata"]["n"]), (&tasks[n]["title"], &json!(n)));
         }
         let heard: BTreeSet<_> = stream.announced_many(50).await.into_iter().collect();
         assert_eq!(heard, ids.iter().map(|id| (*id).to_owned()).collect());
     }
     assert_eq!(db.value("select count(*) from tasks").await, "100");
-    let keyed = replica
-        .http("POST", "/v1/tasks/batch")
-        .header("Idempotency-Key", "k");
+    let keyed = replica.http("POST", "/v1/tasks/batch").header("Idempotency-Key", "k");
     let answer = replica.request(keyed.json(&json!([{"title": "x"}]))).await;
-    assert_eq!(
-        (answer.status, answer.problem().as_str()),
-        (400, "invalid_parameter")
-    );
-    let unknown = replica
-        .post(
-            "/v1/tasks/batch",
-            json!({"tasks": [{"title": "x"}], "extra": 1}),
-        )
-        .await;
-    assert_eq!(
-        (unknown.status, unknown.problem().as_str()),
-        (422, "invalid_body")
-    );
+    assert_eq!((answer.status, answer.problem().as_str()), (400, "invalid_parameter"));
+    let unknown =
+        replica.post("/v1/tasks/batch", json!({"tasks": [{"title": "x"}], "extra": 1})).await;
+    assert_eq!((unknown.status, unknown.problem().as_str()), (422, "invalid_body"));
     assert!(unknown.json()["detail"].as_str().unwrap().contains("extra"));
 }
 
@@ -257,16 +192,9 @@ async fn a_batch_makes_all_of_its_tasks_and_gives_their_ids_in_order() {
 async fn pages(replica: &Replica, query: &str) -> Vec<String> {
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = replica
-            .get(&format!("/v1/tasks?{query}{cursor}"))
-            .await
-            .expect(200);
+        let page = replica.get(&format!("/v1/tasks?{query}{cursor}")).await.expect(200);
         let tasks = page["tasks"].as_array().expect("a list");
-        ids.extend(
-            tasks
-                .iter()
-                .map(|task| task["id"].as_str().expect("an id").to_owned()),
-        );
+        ids.extend(tasks.iter().map(|task| task["id"].as_str().expect("an id").to_owned()));
         match &page["next_cursor"] {
             Value::Null => return ids,
             next => cursor = format!("&cursor={}", next.as_str().expect("a cursor")),
@@ -285,18 +213,12 @@ async fn pages_hold_every_task_exactly_once_while_others_are_inserted() {
             .await
             .expect(201);
         before.extend(
-            batch["ids"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|id| id.as_str().unwrap().to_owned()),
+            batch["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()),
         );
     }
     let insert = async {
         for n in 0..60 {
-            replica
-                .create(json!({"title": format!("meanwhile {n}")}))
-                .await;
+            replica.create(json!({"title": format!("meanwhile {n}")})).await;
         }
     };
     let (found, ()) = join(pages(&replica, "limit=7"), insert).await;
@@ -309,37 +231,21 @@ async fn pages_hold_every_task_exactly_once_while_others_are_inserted() {
         .await;
     assert_eq!(pages(&replica, "limit=1000").await.join(" "), newest_first);
     assert_eq!(pages(&replica, "limit=50").await.join(" "), newest_first);
-    assert_eq!(
-        replica.get("/v1/tasks").await.expect(200)["tasks"]
-            .as_array()
-            .unwrap()
-            .len(),
-        100
-    );
+    assert_eq!(replica.get("/v1/tasks").await.expect(200)["tasks"].as_array().unwrap().len(), 100);
 }
 
 #[tokio::test]
 async fn a_listing_is_narrowed_by_its_filters_and_leaves_large_fields_out() {
     let (_db, replica) = start().await;
     replica.register("w", &["a"], &[]).await;
-    let done = replica
-        .create(json!({"title": "done", "codebase_id": "a", "prompt": "p"}))
-        .await;
+    let done = replica.create(json!({"title": "done", "codebase_id": "a", "prompt": "p"})).await;
     let held = replica.create(json!({"title": "held"})).await;
-    let free = replica
-        .create(json!({"title": "free", "codebase_id": "a"}))
-        .await;
+    let free = replica.create(json!({"title": "free", "codebase_id": "a"})).await;
     for id in [&done, &held] {
         replica.claim(id, "w").await.expect(200);
     }
-    replica
-        .finish("complete", &done, "w", json!({"result": 1}))
-        .await
-        .expect(200);
-    let time = replica.task(&held).await["created_at"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    replica.finish("complete", &done, "w", json!({"result": 1})).await.expect(200);
+    let time = replica.task(&held).await["created_at"].as_str().unwrap().to_owned();
     let zoned = time.replace('Z', "%2B00:00");
     let raw_plus = time.replace('Z', "+00:00");
     for (query, expected) in [
@@ -387,29 +293,16 @@ async fn a_filter_that_is_misspelt_never_lists_everything() {
         ("cursor=1_x", "invalid_parameter"),
     ] {
         let answer = replica.get(&format!("/v1/tasks?{query}")).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (400, code),
-            "{query}"
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (400, code), "{query}");
     }
 }
 
 #[tokio::test]
 async fn a_task_that_is_not_there_is_a_404_whatever_its_id_looks_like() {
     let (_db, replica) = start().await;
-    for id in [
-        "00000000-0000-0000-0000-000000000000",
-        "task-abc",
-        "%00",
-        "a%2Fb",
-        "%F0%9F%92%A5",
-    ] {
+    for id in ["00000000-0000-0000-0000-000000000000", "task-abc", "%00", "a%2Fb", "%F0%9F%92%A5"] {
         let answer = replica.get(&format!("/v1/tasks/{id}")).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (404, "task_not_found")
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (404, "task_not_found"));
     }
 }
 
@@ -424,10 +317,7 @@ async fn health_readiness_and_metrics_say_how_it_is() {
     let _stream = replica.stream("worker_id=w").await;
     replica.create(json!({"title": "x"})).await;
     let ready = replica.get("/readyz").await.expect(200);
-    assert_eq!(
-        (&ready["status"], &ready["streams"]),
-        (&json!("ready"), &json!(1))
-    );
+    assert_eq!((&ready["status"], &ready["streams"]), (&json!("ready"), &json!(1)));
 
     let answer = replica.get("/metrics").await;
     assert!(
@@ -447,25 +337,13 @@ async fn health_readiness_and_metrics_say_how_it_is() {
         let value: f64 = value.parse().unwrap_or_else(|_| panic!("{line}"));
         let bare = name.split('{').next().unwrap();
         assert!(bare.starts_with("taskwire_"), "{line}");
-        assert!(
-            bare.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'),
-            "{line}"
-        );
-        assert!(
-            name == bare || (name.ends_with("\"}") && name.contains("=\"")),
-            "{line}"
-        );
+        assert!(bare.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'), "{line}");
+        assert!(name == bare || (name.ends_with("\"}") && name.contains("=\"")), "{line}");
         values.push((name.to_owned(), value));
     }
     assert!(answer.text.ends_with("# EOF\n"));
-    for (name, value) in [
-        ("taskwire_streams_open", 1.0),
-        ("taskwire_tasks_created_total", 1.0),
-    ] {
-        assert!(
-            values.contains(&(name.to_owned(), value)),
-            "{name} in {values:?}"
-        );
+    for (name, value) in [("taskwire_streams_open", 1.0), ("taskwire_tasks_created_total", 1.0)] {
+        assert!(values.contains(&(name.to_owned(), value)), "{name} in {values:?}");
     }
     let names: BTreeSet<_> = values.iter().map(|(name, _)| name).collect();
     assert_eq!(names.len(), values.len(), "no name twice");

@@ -21,11 +21,7 @@ const fn route(
     path: &'static str,
     fields: &'static [(&'static str, &'static str)],
 ) -> Route {
-    Route {
-        method,
-        path,
-        fields,
-    }
+    Route { method, path, fields }
 }
 
 const NIL: &str = r#""00000000-0000-0000-0000-000000000000""#;
@@ -53,11 +49,7 @@ const TASK: &[(&str, &str)] = &[
 pub const ROUTES: &[Route] = &[
     route("POST", "/v1/tasks", TASK),
     route("GET", "/v1/tasks", &[]),
-    route(
-        "POST",
-        "/v1/tasks/batch",
-        &[("tasks", r#"[{"title":"x"}]"#)],
-    ),
+    route("POST", "/v1/tasks/batch", &[("tasks", r#"[{"title":"x"}]"#)]),
     route("GET", "/v1/tasks/{id}", &[]),
     route("POST", "/v1/tasks/{id}/cancel", &[("reason", r#""no""#)]),
     route("POST", "/v1/tasks/{id}/claim", &[WORKER, ("claim_id", NIL)]),
@@ -65,39 +57,18 @@ pub const ROUTES: &[Route] = &[
     route(
         "POST",
         "/v1/tasks/{id}/fail",
-        &[
-            WORKER,
-            EPOCH,
-            ERROR,
-            ("retry", "true"),
-            ("retry_after_seconds", "1"),
-        ],
+        &[WORKER, EPOCH, ERROR, ("retry", "true"), ("retry_after_seconds", "1")],
     ),
     route("POST", "/v1/tasks/{id}/release", &[WORKER, EPOCH]),
-    route(
-        "POST",
-        "/v1/worker/tasks/claim",
-        &[("task_id", NIL), WORKER],
-    ),
+    route("POST", "/v1/worker/tasks/claim", &[("task_id", NIL), WORKER]),
     route(
         "POST",
         "/v1/worker/tasks/release",
-        &[
-            ("task_id", NIL),
-            ("status", r#""failed""#),
-            WORKER,
-            EPOCH,
-            RESULT,
-            ERROR,
-        ],
+        &[("task_id", NIL), ("status", r#""failed""#), WORKER, EPOCH, RESULT, ERROR],
     ),
     route("GET", "/v1/worker/tasks/stream", &[]),
     route("GET", "/v1/worker/connected", &[]),
-    route(
-        "PUT",
-        "/v1/worker/codebases",
-        &[WORKER, ("codebases", r#"["a"]"#)],
-    ),
+    route("PUT", "/v1/worker/codebases", &[WORKER, ("codebases", r#"["a"]"#)]),
     route("GET", "/v1/workers/connected", &[]),
     route("GET", "/v1/workers/{id}/status", &[]),
     route("GET", "/v1/agent/workers", &[]),
@@ -195,11 +166,7 @@ pub const VALUES: &[&[u8]] = &[
 
 /// A target that exists as far as its id goes.
 pub fn target(path: &str, task: &str) -> String {
-    let id = if path.starts_with("/v1/tasks") {
-        task
-    } else {
-        "w"
-    };
+    let id = if path.starts_with("/v1/tasks") { task } else { "w" };
     path.replace("{id}", id)
 }
 
@@ -256,19 +223,14 @@ async fn e1_wrong_methods_are_told_the_right_ones_and_unknown_routes_are_problem
     let db = TestDb::new().await;
     let (replica, task) = replica_with_worker_and_task(&db).await;
     let sound = Soundness::of(&replica).await;
-    for path in ROUTES
-        .iter()
-        .map(|route| route.path)
-        .collect::<BTreeSet<_>>()
-    {
+    for path in ROUTES.iter().map(|route| route.path).collect::<BTreeSet<_>>() {
         let of_path = ROUTES.iter().filter(|route| route.path == path);
         let mut right: BTreeSet<_> = of_path.map(|route| route.method).collect();
         if right.contains("GET") {
             right.insert("HEAD");
         }
-        for method in [
-            "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW",
-        ] {
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"]
+        {
             if right.contains(method) {
                 continue;
             }
@@ -279,10 +241,7 @@ async fn e1_wrong_methods_are_told_the_right_ones_and_unknown_routes_are_problem
                 assert_eq!(answer.problem(), "method_not_allowed");
             }
             let allow = answer.headers["allow"].to_str().unwrap();
-            assert_eq!(
-                allow.split(',').map(str::trim).collect::<BTreeSet<_>>(),
-                right
-            );
+            assert_eq!(allow.split(',').map(str::trim).collect::<BTreeSet<_>>(), right);
         }
     }
     let long = format!("/{}", "a/".repeat(10_000));
@@ -319,12 +278,7 @@ async fn e1_every_wrong_value_of_every_field_of_every_route_is_survived_and_nul_
     let (replica, task) = replica_with_worker_and_task(&db).await;
     let sound = Soundness::of(&replica).await;
     let deep = [vec![b'['; 10_000], vec![b']'; 10_000]].concat();
-    let deep_object = [
-        b"{\"a\":".repeat(10_000),
-        b"1".to_vec(),
-        b"}".repeat(10_000),
-    ]
-    .concat();
+    let deep_object = [b"{\"a\":".repeat(10_000), b"1".to_vec(), b"}".repeat(10_000)].concat();
     let values = VALUES.iter().copied().chain([&deep[..], &deep_object]);
     let values: Vec<_> = values.collect();
     let mut cases = Vec::new();
@@ -332,14 +286,7 @@ async fn e1_every_wrong_value_of_every_field_of_every_route_is_survived_and_nul_
         for (field, _) in route.fields {
             cases.extend(values.iter().map(|value| (route, field.as_bytes(), *value)));
         }
-        let keys: [&[u8]; 6] = [
-            b"unknown",
-            b"a\\u0000b",
-            b"\\ud800",
-            b"\xff",
-            b"",
-            b"__proto__",
-        ];
+        let keys: [&[u8]; 6] = [b"unknown", b"a\\u0000b", b"\\ud800", b"\xff", b"", b"__proto__"];
         if !route.fields.is_empty() {
             let values: [&[u8]; 3] = [b"1", b"\"\\u0000\"", &deep];
             for key in keys {
@@ -354,25 +301,14 @@ async fn e1_every_wrong_value_of_every_field_of_every_route_is_survived_and_nul_
         let answer = exchange(&replica, &bytes).await.expect("an answer");
         let about = || String::from_utf8_lossy(&bytes[..bytes.len().min(1_000)]).into_owned();
         check(&answer, &about);
-        let known = route
-            .fields
-            .iter()
-            .any(|(name, _)| name.as_bytes() == field);
+        let known = route.fields.iter().any(|(name, _)| name.as_bytes() == field);
         if known && value.windows(6).any(|six| six == b"\\u0000") {
-            assert!(
-                (400..500).contains(&answer.status),
-                "{answer:?} to {}",
-                about()
-            );
+            assert!((400..500).contains(&answer.status), "{answer:?} to {}", about());
         }
         // Only a registration keeps what it does not know; the older server's calls ignore it.
         let is_lenient = route.path.contains("/worker/tasks/") || route.path.ends_with("register");
         if field == b"unknown" && !is_lenient && route.path != "/v1/tasks/batch" {
-            assert!(
-                (400..500).contains(&answer.status),
-                "{answer:?} to {}",
-                about()
-            );
+            assert!((400..500).contains(&answer.status), "{answer:?} to {}", about());
         }
     };
     stream::iter(cases).for_each_concurrent(4, ask).await;
@@ -390,24 +326,14 @@ async fn e1_bodies_that_are_no_json_of_the_right_kind_are_refused_by_every_route
         let (method, target) = (route.method, target(route.path, &task));
         let deep = "[".repeat(10_000);
         for (code, bodies) in [
-            (
-                "malformed_json",
-                &["{", "[1,", "\u{feff}{}", "\0", "nul", &deep][..],
-            ),
-            (
-                "invalid_body",
-                &["1", "\"x\"", "true", "null", "[1,[]]"][..],
-            ),
+            ("malformed_json", &["{", "[1,", "\u{feff}{}", "\0", "nul", &deep][..]),
+            ("invalid_body", &["1", "\"x\"", "true", "null", "[1,[]]"][..]),
         ] {
             for body in bodies {
-                let found = refused(&replica, &json_request(method, &target, body.as_bytes()))
-                    .await
-                    .1;
+                let found =
+                    refused(&replica, &json_request(method, &target, body.as_bytes())).await.1;
                 let lists_tasks = route.path.ends_with("batch") && found == "invalid_batch";
-                assert!(
-                    found == code || lists_tasks,
-                    "{found} for {body:.50} to {target}"
-                );
+                assert!(found == code || lists_tasks, "{found} for {body:.50} to {target}");
             }
         }
         let kinds = [

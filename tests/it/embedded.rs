@@ -38,8 +38,7 @@ impl Home {
     }
 
     fn postmaster(&self) -> Option<u32> {
-        self.pid_in("postgres/postmaster.pid")
-            .filter(|pid| is_alive(*pid))
+        self.pid_in("postgres/postmaster.pid").filter(|pid| is_alive(*pid))
     }
 
     async fn is_quiet(&self) {
@@ -67,13 +66,7 @@ fn is_alive(pid: u32) -> bool {
 }
 
 fn kill(pid: u32) {
-    assert!(
-        Command::new("kill")
-            .args(["-KILL", &pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
 }
 
 #[tokio::test]
@@ -126,8 +119,7 @@ async fn a_killed_guard_is_replaced_and_its_postgres_still_ends_with_its_last_us
     let guard = home.pid_in("guard.lock").unwrap();
     kill(guard);
     eventually("another guard is there", async || {
-        home.pid_in("guard.lock")
-            .filter(|pid| *pid != guard && is_alive(*pid))
+        home.pid_in("guard.lock").filter(|pid| *pid != guard && is_alive(*pid))
     })
     .await;
     replica.create(json!({"title": "x"})).await;
@@ -161,16 +153,8 @@ async fn it_also_starts_in_a_folder_that_only_its_owner_may_enter() {
     let replica = home.serve().await;
     replica.create(json!({"title": "x"})).await;
     let url = home.0.join(".taskwire/url");
-    assert_eq!(
-        fs::metadata(&url).unwrap().permissions().mode() & 0o777,
-        0o600,
-        "holds a password"
-    );
-    assert!(
-        !replica
-            .log()
-            .contains(fs::read_to_string(&url).unwrap().trim())
-    );
+    assert_eq!(fs::metadata(&url).unwrap().permissions().mode() & 0o777, 0o600, "holds a password");
+    assert!(!replica.log().contains(fs::read_to_string(&url).unwrap().trim()));
     drop(replica);
     home.is_quiet().await;
 }
@@ -184,24 +168,11 @@ async fn ctrl_c_in_the_terminal_lets_the_server_say_goodbye_before_its_postgres_
     let stream = replica.stream("worker_id=w").await;
     // To the whole group, as a terminal does.
     let group = format!("-{}", replica.pid());
-    assert!(
-        Command::new("kill")
-            .args(["-s", "INT", "--", &group])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("kill").args(["-s", "INT", "--", &group]).status().unwrap().success());
     let status = replica.ends_within(PATIENCE).await;
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
-    assert!(
-        !replica.log().contains("could not say farewell"),
-        "{}",
-        replica.log()
-    );
-    assert!(
-        home.postmaster().is_none(),
-        "it ended before the server did"
-    );
+    assert!(!replica.log().contains("could not say farewell"), "{}", replica.log());
+    assert!(home.postmaster().is_none(), "it ended before the server did");
     drop(stream);
 }
 

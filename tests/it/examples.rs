@@ -20,24 +20,13 @@ impl Drop for Worker {
 fn python(arguments: &[&str]) -> Worker {
     let mut command = Command::new("python3");
     command.arg("examples/worker_sse_client.py").args(arguments);
-    Worker(
-        command
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("python3 is there"),
-    )
+    Worker(command.stdout(Stdio::null()).spawn().expect("python3 is there"))
 }
 
 async fn tasks_of_files(replica: &Replica) -> Vec<(String, String)> {
     let mut tasks = Vec::new();
     for entry in std::fs::read_dir("src/domain").unwrap() {
-        let path = entry
-            .unwrap()
-            .path()
-            .canonicalize()
-            .unwrap()
-            .display()
-            .to_string();
+        let path = entry.unwrap().path().canonicalize().unwrap().display().to_string();
         let body = json!({"title": path, "prompt": path, "codebase_id": "files"});
         tasks.push((replica.create(body).await, path));
     }
@@ -69,20 +58,11 @@ async fn python_workers_on_two_replicas_do_each_task_once_and_go_when_asked() {
         assert_eq!(task["result"]["path"], path.as_str());
         assert_eq!(task["result"]["bytes"], text.len());
         let lines = String::from_utf8(text).unwrap().lines().count();
-        assert_eq!(
-            (&task["result"]["lines"], &task["attempt"]),
-            (&json!(lines), &json!(1))
-        );
+        assert_eq!((&task["result"]["lines"], &task["attempt"]), (&json!(lines), &json!(1)));
     }
     for worker in &mut workers {
         let pid = worker.0.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", "TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
     }
     for worker in &mut workers {
         let ended = tokio::time::timeout(PATIENCE, async {
@@ -138,9 +118,7 @@ async fn a_worker_of_nothing_but_curl_and_sh_does_its_work() {
         assert_eq!(task["claimed_by"], "shell");
     }
     let group = format!("-{}", worker.0.id());
-    let _ = Command::new("kill")
-        .args(["-s", "KILL", "--", &group])
-        .status();
+    let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();
 }
 
 /// The code of the user's document, as it stands there, with what it leaves open filled in.
@@ -195,13 +173,8 @@ async fn the_client_of_the_users_document_hears_of_new_tasks() {
         .unwrap();
     let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
     for codebase in ["my-project", "global", "__pending__", "api"] {
-        let id = replica
-            .create(json!({"title": "x", "codebase_id": codebase}))
-            .await;
+        let id = replica.create(json!({"title": "x", "codebase_id": codebase})).await;
         let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
-        assert_eq!(
-            line.unwrap().unwrap().unwrap(),
-            format!("New task available: {id}")
-        );
+        assert_eq!(line.unwrap().unwrap().unwrap(), format!("New task available: {id}"));
     }
 }

@@ -173,11 +173,7 @@ impl Random {
 fn hostile(seed: u64, task: &str) -> Vec<u8> {
     let mut random = Random(seed);
     let route = &ROUTES[random.below(ROUTES.len())];
-    let method = if random.once_in(8) {
-        random.of(METHODS)
-    } else {
-        route.method
-    };
+    let method = if random.once_in(8) { random.of(METHODS) } else { route.method };
     let target = hostile_target(&mut random, route, task);
     let long = "x".repeat(100 * 1024);
     let mut headers: Vec<(&str, &[u8])> = Vec::new();
@@ -186,29 +182,17 @@ fn hostile(seed: u64, task: &str) -> Vec<u8> {
     }
     for _ in 0..random.of(&[0, 0, 1, 2, 3]) {
         let is_long = random.once_in(40);
-        let value = if is_long {
-            long.as_bytes()
-        } else {
-            random.of(HEADER_VALUES)
-        };
+        let value = if is_long { long.as_bytes() } else { random.of(HEADER_VALUES) };
         headers.push((random.of(HEADERS), value));
     }
-    let body = if random.once_in(4) {
-        Vec::new()
-    } else {
-        hostile_body(&mut random, route)
-    };
+    let body = if random.once_in(4) { Vec::new() } else { hostile_body(&mut random, route) };
     request(method, target.as_bytes(), &headers, &body)
 }
 
 fn hostile_target(random: &mut Random, route: &Route, task: &str) -> String {
     let mut text = if random.once_in(3) {
         let long = "a".repeat(5_000);
-        let id = if random.once_in(10) {
-            long.as_str()
-        } else {
-            random.of(IDS)
-        };
+        let id = if random.once_in(10) { long.as_str() } else { random.of(IDS) };
         route.path.replace("{id}", id)
     } else {
         target(route.path, task)
@@ -236,12 +220,7 @@ fn hostile_body(random: &mut Random, route: &Route) -> Vec<u8> {
         (random.of(route.fields).0, random.of(VALUES))
     };
     // Fields that may be left out are left out now and then, so that others are looked at.
-    let some: Vec<_> = route
-        .fields
-        .iter()
-        .copied()
-        .filter(|_| !random.once_in(4))
-        .collect();
+    let some: Vec<_> = route.fields.iter().copied().filter(|_| !random.once_in(4)).collect();
     let mut bytes = body(&some, name.as_bytes(), value);
     match random.below(10) {
         0 => bytes.truncate(random.below(bytes.len())),
@@ -251,9 +230,7 @@ fn hostile_body(random: &mut Random, route: &Route) -> Vec<u8> {
         }
         2 => bytes = [b"[", &bytes[..], b"]"].concat(),
         3 => {
-            bytes = (0..random.below(200))
-                .map(|_| random.next().to_le_bytes()[0])
-                .collect();
+            bytes = (0..random.below(200)).map(|_| random.next().to_le_bytes()[0]).collect();
         }
         4 => bytes = random.of(VALUES).to_vec(),
         _ => {}
@@ -273,10 +250,8 @@ async fn p14_thousands_of_generated_hostile_requests_do_no_harm() {
     replica.register("w", &["a"], &["build"]).await;
     let task = replica.create(json!({"title": "x"})).await;
     let sound = Soundness::of(&replica).await;
-    let (seed, requests) = (
-        setting("TASKWIRE_TEST_SEED", SEED),
-        setting("TASKWIRE_TEST_REQUESTS", REQUESTS),
-    );
+    let (seed, requests) =
+        (setting("TASKWIRE_TEST_SEED", SEED), setting("TASKWIRE_TEST_REQUESTS", REQUESTS));
     let refusals = stream::iter(0..requests).map(async |n| {
         let bytes = hostile(seed.wrapping_add(n), &task);
         let answer = exchange(&replica, &bytes).await;
@@ -289,26 +264,16 @@ async fn p14_thousands_of_generated_hostile_requests_do_no_harm() {
         assert!(answer.status < 500, "{about}");
         let is_refused = answer.status >= 400;
         if is_refused && !bytes.starts_with(b"HEAD ") {
-            let kind = answer
-                .headers
-                .get("content-type")
-                .map(reqwest::header::HeaderValue::as_bytes);
+            let kind =
+                answer.headers.get("content-type").map(reqwest::header::HeaderValue::as_bytes);
             assert_eq!(kind, Some(&b"application/problem+json"[..]), "{about}");
             answer.problem();
         }
         usize::from(is_refused)
     });
-    let refused: usize = refusals
-        .buffer_unordered(4)
-        .collect::<Vec<_>>()
-        .await
-        .iter()
-        .sum();
+    let refused: usize = refusals.buffer_unordered(4).collect::<Vec<_>>().await.iter().sum();
     // Not all of it may be refused at the door, or nothing behind it was tried.
     let requests = usize::try_from(requests).unwrap();
-    assert!(
-        requests < 100 || (requests / 2..requests * 19 / 20).contains(&refused),
-        "{refused}"
-    );
+    assert!(requests < 100 || (requests / 2..requests * 19 / 20).contains(&refused), "{refused}");
     sound.holds(&replica).await;
 }

@@ -7,9 +7,8 @@ use crate::support::{PATIENCE, Replica, TestDb};
 
 /// Characters that end a line for some reader: those of the standard, and those that Python's
 /// `splitlines` takes for one (the client of the users' document reads with it).
-const LINE_ENDS: [char; 10] = [
-    '\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}',
-];
+const LINE_ENDS: [char; 10] =
+    ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// So many tasks fit into a stream's window for sure.
 const WINDOWFUL: usize = 20;
@@ -51,12 +50,7 @@ async fn read(response: &mut reqwest::Response, name: &str, count: usize) -> Vec
     let wanted = format!("event: {name}\n");
     while text.matches(&wanted).count() < count || !text.ends_with("\n\n") {
         let chunk = tokio::time::timeout(PATIENCE, response.chunk()).await;
-        unread.extend(
-            chunk
-                .expect("in time")
-                .expect("an open stream")
-                .expect("more"),
-        );
+        unread.extend(chunk.expect("in time").expect("an open stream").expect("more"));
         if let Ok(more) = std::str::from_utf8(&unread) {
             text.push_str(more);
             unread.clear();
@@ -66,15 +60,9 @@ async fn read(response: &mut reqwest::Response, name: &str, count: usize) -> Vec
     for block in text.trim_end_matches('\n').split("\n\n") {
         let mut lines: Vec<_> = block.split(LINE_ENDS).collect();
         lines.retain(|line| !line.starts_with("retry: "));
-        let [event, data] = lines[..] else {
-            panic!("not two lines: {block:?}")
-        };
-        let event = event
-            .strip_prefix("event: ")
-            .unwrap_or_else(|| panic!("{block:?}"));
-        let data = data
-            .strip_prefix("data: ")
-            .unwrap_or_else(|| panic!("{block:?}"));
+        let [event, data] = lines[..] else { panic!("not two lines: {block:?}") };
+        let event = event.strip_prefix("event: ").unwrap_or_else(|| panic!("{block:?}"));
+        let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{block:?}"));
         let data = serde_json::from_str(data).unwrap_or_else(|_| panic!("no JSON: {block:?}"));
         events.push((event.to_owned(), data));
     }
@@ -86,17 +74,9 @@ async fn read(response: &mut reqwest::Response, name: &str, count: usize) -> Vec
 fn check_pairs(events: &[(String, Value)], texts: &[String]) {
     assert_eq!(events.len(), 2 * texts.len());
     for (pair, text) in events.chunks(2).zip(texts) {
-        let [(first, available), (second, task)] = pair else {
-            unreachable!()
-        };
-        assert_eq!(
-            (first.as_str(), second.as_str()),
-            ("task_available", "task")
-        );
-        assert_eq!(
-            (&available["title"], &task["title"]),
-            (&json!(text), &json!(text))
-        );
+        let [(first, available), (second, task)] = pair else { unreachable!() };
+        assert_eq!((first.as_str(), second.as_str()), ("task_available", "task"));
+        assert_eq!((&available["title"], &task["title"]), (&json!(text), &json!(text)));
         assert_eq!(task["prompt"], json!(text));
         assert_eq!(task["metadata"], json!({ text: [text] }));
     }
@@ -155,16 +135,11 @@ async fn f51_hostile_text_in_a_cancellation_and_a_workers_name_stays_in_its_even
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let reason = "x\n\nevent: task\r\ndata: {}\u{2028}\u{85}";
-    let mut stream = replica
-        .stream("worker_id=w&agent_name=%E2%80%A8data:%20x")
-        .await;
+    let mut stream = replica.stream("worker_id=w&agent_name=%E2%80%A8data:%20x").await;
     let id = replica.create(json!({"title": "x"})).await;
     replica.claim(&id, "w").await.expect(200);
     let path = format!("/v1/tasks/{id}/cancel");
-    replica
-        .post(&path, json!({ "reason": reason }))
-        .await
-        .expect(200);
+    replica.post(&path, json!({ "reason": reason })).await.expect(200);
     let events = read(&mut stream.response, "task_cancelled", 1).await;
     let told = events.last().expect("an event");
     assert_eq!(told.1, json!({"task_id": id, "reason": reason}));
@@ -179,24 +154,18 @@ async fn times_that_no_client_could_read_are_refused_also_by_sql_and_harm_nobody
     for column in ["expires_at", "run_at", "created_at"] {
         for time in ["infinity", "-infinity", "290000-01-01", "4000-01-01 BC"] {
             let sql = format!("insert into tasks (title, {column}) values ('{time}', '{time}')");
-            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
-                .execute(&db.pool)
-                .await;
+            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&db.pool).await;
             let error = done.expect_err("refused").to_string();
             assert!(error.contains("tasks_times_are_in_range"), "{error}");
         }
     }
     for column in ["last_seen_at", "stream_ended_at", "registered_at"] {
         let sql = format!("update workers set {column} = 'infinity'");
-        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
-            .execute(&db.pool)
-            .await;
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&db.pool).await;
         let error = done.expect_err("refused").to_string();
         assert!(error.contains("workers_times_are_in_range"), "{error}");
     }
-    let id = replica
-        .create(json!({"title": "x", "expires_at": "9999-12-31T23:59:59Z"}))
-        .await;
+    let id = replica.create(json!({"title": "x", "expires_at": "9999-12-31T23:59:59Z"})).await;
     assert_eq!(stream.announced().await, id);
     replica.get("/v1/tasks").await.expect(200);
     sound.holds(&replica).await;

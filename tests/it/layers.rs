@@ -17,49 +17,15 @@ const FORBIDDEN: [(&str, &[&str]); 5] = [
             "crate::maintenance",
         ],
     ),
-    (
-        "src/store",
-        &[
-            "axum::",
-            "crate::http",
-            "crate::push",
-            "crate::maintenance",
-            "crate::config",
-        ],
-    ),
-    (
-        "src/push",
-        &[
-            "axum::",
-            "sqlx::",
-            "crate::http",
-            "crate::maintenance",
-            "crate::config",
-        ],
-    ),
+    ("src/store", &["axum::", "crate::http", "crate::push", "crate::maintenance", "crate::config"]),
+    ("src/push", &["axum::", "sqlx::", "crate::http", "crate::maintenance", "crate::config"]),
     // No handler pushes to a stream: it has the hub only to open and to end streams, and to say
     // that a worker acted.
     (
         "src/http",
-        &[
-            "sqlx::",
-            "hub.announce",
-            "hub.deliver",
-            "push::router",
-            "push::inbox",
-            "crate::config",
-        ],
+        &["sqlx::", "hub.announce", "hub.deliver", "push::router", "push::inbox", "crate::config"],
     ),
-    (
-        "src/maintenance",
-        &[
-            "axum::",
-            "sqlx::",
-            "crate::http",
-            "crate::push",
-            "crate::config",
-        ],
-    ),
+    ("src/maintenance", &["axum::", "sqlx::", "crate::http", "crate::push", "crate::config"]),
 ];
 
 #[test]

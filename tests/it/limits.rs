@@ -26,19 +26,9 @@ async fn stored(replica: &Replica, field: &str, value: &Value) -> Value {
 #[track_caller]
 fn assert_invalid(answer: &Answer, field: &str) {
     let (status, code) = (answer.status, answer.problem());
-    assert_eq!(
-        (status, code.as_str()),
-        (422, "invalid_field"),
-        "{:.300}",
-        answer.text
-    );
+    assert_eq!((status, code.as_str()), (422, "invalid_field"), "{:.300}", answer.text);
     assert_eq!(answer.json()["field"], field);
-    assert!(
-        answer.json()["detail"]
-            .as_str()
-            .expect("a text")
-            .contains(field)
-    );
+    assert!(answer.json()["detail"].as_str().expect("a text").contains(field));
 }
 
 #[tokio::test]
@@ -53,42 +43,22 @@ async fn e2_a_tasks_fields_are_stored_unchanged_up_to_their_limits_and_refused_b
         ("title", json!("é".repeat(500)), json!("é".repeat(501))),
         ("title", json!("💥".repeat(500)), json!("💥".repeat(501))),
         ("prompt", json!("p".repeat(MIB)), json!("p".repeat(MIB + 1))),
-        (
-            "prompt",
-            json!("é".repeat(MIB / 2)),
-            json!("é".repeat(MIB / 2) + "p"),
-        ),
+        ("prompt", json!("é".repeat(MIB / 2)), json!("é".repeat(MIB / 2) + "p")),
         ("metadata", metadata(256 * 1024), metadata(256 * 1024 + 1)),
         ("codebase_id", json!(id[..128]), json!(id[..129])),
         ("target_worker_id", json!(id[..128]), json!(id[..129])),
         ("agent_type", json!(id[..128]), json!(id[..129])),
-        (
-            "target_agent_name",
-            json!("é".repeat(128)),
-            json!("é".repeat(129)),
-        ),
+        ("target_agent_name", json!("é".repeat(128)), json!("é".repeat(129))),
         ("required_capabilities", json!(ids(100)), json!(ids(101))),
-        (
-            "required_capabilities",
-            json!([id[..128]]),
-            json!([id[..129]]),
-        ),
+        ("required_capabilities", json!([id[..128]]), json!([id[..129]])),
         ("priority", json!(i32::MAX), Value::Null),
         ("priority", json!(i32::MIN), Value::Null),
         ("max_attempts", json!(1), json!(0)),
         ("max_attempts", json!(1000), json!(1001)),
         ("timeout_seconds", json!(1), json!(0)),
         ("timeout_seconds", json!(31_536_000), json!(31_536_001)),
-        (
-            "run_at",
-            json!("1970-01-01T00:00:00Z"),
-            json!("1969-12-31T23:59:59Z"),
-        ),
-        (
-            "expires_at",
-            json!("9999-12-31T23:59:59.999999Z"),
-            json!("0001-01-01T00:00:00Z"),
-        ),
+        ("run_at", json!("1970-01-01T00:00:00Z"), json!("1969-12-31T23:59:59Z")),
+        ("expires_at", json!("9999-12-31T23:59:59.999999Z"), json!("0001-01-01T00:00:00Z")),
     ];
     let mut accepted = 0;
     for (field, right, wrong) in cases {
@@ -96,18 +66,11 @@ async fn e2_a_tasks_fields_are_stored_unchanged_up_to_their_limits_and_refused_b
         accepted += 1;
         if !wrong.is_null() {
             let body = json!({"title": "x", field: wrong});
-            let body = if field == "title" {
-                json!({ "title": wrong })
-            } else {
-                body
-            };
+            let body = if field == "title" { json!({ "title": wrong }) } else { body };
             assert_invalid(&replica.post("/v1/tasks", body).await, field);
         }
     }
-    assert_eq!(
-        db.value("select count(*) from tasks").await,
-        accepted.to_string()
-    );
+    assert_eq!(db.value("select count(*) from tasks").await, accepted.to_string());
 }
 
 #[tokio::test]
@@ -118,10 +81,7 @@ async fn e2_metadata_counts_as_postgres_writes_it_so_that_few_bytes_cannot_becom
         let numbers = vec![number; 36_000].join(",");
         let body = format!(r#"{{"title":"x","metadata":{{"a":[{numbers}]}}}}"#);
         let bytes = json_request("POST", "/v1/tasks", body.as_bytes());
-        assert_invalid(
-            &exchange(&replica, &bytes).await.expect("an answer"),
-            "metadata",
-        );
+        assert_invalid(&exchange(&replica, &bytes).await.expect("an answer"), "metadata");
     }
     assert_eq!(db.value("select count(*) from tasks").await, "0");
     let few = json!({"a": [1e308, -1e308, 1e-300, 0.1, 1e15, u64::MAX, i64::MIN]});
@@ -159,15 +119,10 @@ async fn e2_results_errors_and_reasons_are_limited_too() {
     };
     let id = claimed().await;
     let result = |bytes: usize| json!({"result": "r".repeat(bytes - 2)});
-    let large = replica
-        .finish("complete", &id, "w", result(256 * 1024 + 1))
-        .await;
+    let large = replica.finish("complete", &id, "w", result(256 * 1024 + 1)).await;
     assert_invalid(&large, "result");
     let right = result(256 * 1024);
-    replica
-        .finish("complete", &id, "w", right.clone())
-        .await
-        .expect(200);
+    replica.finish("complete", &id, "w", right.clone()).await.expect(200);
     assert!(replica.task(&id).await["result"] == right["result"]);
 
     // A stack trace that is too long must not cost the report: it is cut, between characters.
@@ -178,11 +133,7 @@ async fn e2_results_errors_and_reasons_are_limited_too() {
     assert_eq!(task["error"], format!("e{}", "é".repeat(32_767)));
 
     let id = claimed().await;
-    for (seconds, status) in [
-        (json!(86_401), 422),
-        (json!(-0.1), 422),
-        (json!(86_400), 200),
-    ] {
+    for (seconds, status) in [(json!(86_401), 422), (json!(-0.1), 422), (json!(86_400), 200)] {
         let body = json!({"retry_after_seconds": seconds});
         assert_eq!(replica.finish("fail", &id, "w", body).await.status, status);
     }
@@ -209,53 +160,28 @@ async fn e2_a_workers_fields_are_stored_unchanged_up_to_their_limits_and_refused
         let path = "/v1/agent/workers/register";
         let wrong = replica.post(path, json!({"name": "n", field: wrong})).await;
         assert_invalid(&wrong, field);
-        let worker = replica
-            .post(path, json!({"name": "n", field: right}))
-            .await
-            .expect(200);
-        let status = format!(
-            "/v1/workers/{}/status",
-            worker["worker_id"].as_str().unwrap()
-        );
-        assert!(
-            replica.get(&status).await.expect(200)[field] == right,
-            "{field}"
-        );
+        let worker = replica.post(path, json!({"name": "n", field: right})).await.expect(200);
+        let status = format!("/v1/workers/{}/status", worker["worker_id"].as_str().unwrap());
+        assert!(replica.get(&status).await.expect(200)[field] == right, "{field}");
     }
     let put = async |codebases: Vec<String>| {
         let body = json!({"worker_id": "w", "codebases": codebases});
-        replica
-            .request(replica.http("PUT", "/v1/worker/codebases").json(&body))
-            .await
+        replica.request(replica.http("PUT", "/v1/worker/codebases").json(&body)).await
     };
     replica.register("w", &[], &[]).await;
     assert_invalid(&put(ids(501)).await, "codebases");
-    assert_eq!(
-        put(ids(500)).await.expect(200)["codebases"],
-        json!(ids(500))
-    );
+    assert_eq!(put(ids(500)).await.expect(200)["codebases"], json!(ids(500)));
 
-    let listed = |count| {
-        ids(count)
-            .iter()
-            .map(|id| id[125..].to_owned())
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let listed =
+        |count| ids(count).iter().map(|id| id[125..].to_owned()).collect::<Vec<_>>().join(",");
     for (name, most) in [("codebases", 500), ("capabilities", 100)] {
         let query = format!("worker_id=s&{name}={}", listed(most));
         drop(replica.stream(&query).await);
         let status = replica.get("/v1/workers/s/status").await.expect(200);
         assert_eq!(status[name].as_array().unwrap().len(), most);
-        let path = format!(
-            "/v1/worker/tasks/stream?worker_id=s&{name}={}",
-            listed(most + 1)
-        );
+        let path = format!("/v1/worker/tasks/stream?worker_id=s&{name}={}", listed(most + 1));
         let refused = replica.get(&path).await;
-        assert_eq!(
-            (refused.status, refused.problem().as_str()),
-            (400, "invalid_parameter")
-        );
+        assert_eq!((refused.status, refused.problem().as_str()), (400, "invalid_parameter"));
     }
 }
 
@@ -263,21 +189,15 @@ async fn e2_a_workers_fields_are_stored_unchanged_up_to_their_limits_and_refused
 async fn e2_an_idempotency_key_has_one_to_255_bytes() {
     let (_db, replica) = start().await;
     let create = async |key: &str| {
-        let request = replica
-            .http("POST", "/v1/tasks")
-            .header("Idempotency-Key", key);
+        let request = replica.http("POST", "/v1/tasks").header("Idempotency-Key", key);
         replica.request(request.json(&json!({"title": "x"}))).await
     };
     create(&"k".repeat(255)).await.expect(201);
     for key in [String::new(), "k".repeat(256)] {
         assert_eq!(create(&key).await.problem(), "invalid_parameter");
     }
-    let two = replica
-        .http("POST", "/v1/tasks")
-        .header("Idempotency-Key", "a");
-    let two = two
-        .header("Idempotency-Key", "b")
-        .json(&json!({"title": "x"}));
+    let two = replica.http("POST", "/v1/tasks").header("Idempotency-Key", "a");
+    let two = two.header("Idempotency-Key", "b").json(&json!({"title": "x"}));
     assert_eq!(replica.request(two).await.problem(), "invalid_parameter");
 }
 
@@ -295,31 +215,14 @@ async fn e2_a_body_may_have_2_mib_and_a_batch_32_and_one_byte_more_is_told_so_wh
     replica.register("w", &[], &[]).await;
     let id = replica.create(json!({"title": "x"})).await;
     let json_client = async |method: &str, path: &str, body: Vec<u8>| {
-        let request = replica
-            .http(method, path)
-            .header("Content-Type", "application/json");
+        let request = replica.http(method, path).header("Content-Type", "application/json");
         replica.request(request.body(body)).await
     };
     for (method, path, right, most) in [
         ("POST", "/v1/tasks", r#"{"title":"a"}"#.to_owned(), 2 * MIB),
-        (
-            "POST",
-            "/v1/tasks/batch",
-            r#"[{"title":"b"}]"#.to_owned(),
-            32 * MIB,
-        ),
-        (
-            "POST",
-            "/v1/agent/workers/register",
-            r#"{"worker_id":"w"}"#.to_owned(),
-            2 * MIB,
-        ),
-        (
-            "PUT",
-            "/v1/worker/codebases",
-            r#"{"worker_id":"w","codebases":[]}"#.to_owned(),
-            2 * MIB,
-        ),
+        ("POST", "/v1/tasks/batch", r#"[{"title":"b"}]"#.to_owned(), 32 * MIB),
+        ("POST", "/v1/agent/workers/register", r#"{"worker_id":"w"}"#.to_owned(), 2 * MIB),
+        ("PUT", "/v1/worker/codebases", r#"{"worker_id":"w","codebases":[]}"#.to_owned(), 2 * MIB),
         (
             "POST",
             "/v1/worker/tasks/claim",
@@ -337,11 +240,7 @@ async fn e2_a_body_may_have_2_mib_and_a_batch_32_and_one_byte_more_is_told_so_wh
         let body = padded(&right, most + 1);
         // A client that only reads when it has sent all of it must hear the answer too.
         let answer = json_client(method, path, body.clone()).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (413, "too_large"),
-            "{path}"
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (413, "too_large"), "{path}");
         assert_eq!(answer.json()["bytes_max"], most);
         // Without a length that says so before.
         let head = format!(
@@ -350,11 +249,7 @@ async fn e2_a_body_may_have_2_mib_and_a_batch_32_and_one_byte_more_is_told_so_wh
         );
         let chunked = [head.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
         let answer = exchange(&replica, &chunked).await.expect("an answer");
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (413, "too_large"),
-            "{path}"
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (413, "too_large"), "{path}");
         assert_eq!(db.value("select count(*) from tasks").await, before);
 
         let answer = json_client(method, path, padded(&right, most)).await;
@@ -364,9 +259,7 @@ async fn e2_a_body_may_have_2_mib_and_a_batch_32_and_one_byte_more_is_told_so_wh
         "POST /v1/tasks HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         u64::MAX / 4
     );
-    let answer = exchange(&replica, huge.as_bytes())
-        .await
-        .expect("an answer");
+    let answer = exchange(&replica, huge.as_bytes()).await.expect("an answer");
     assert_eq!(answer.problem(), "too_large");
     sound.holds(&replica).await;
 }
@@ -391,19 +284,10 @@ async fn e2_a_batch_has_1_to_10_000_tasks_and_one_bad_task_is_named_and_stops_al
     ] {
         tasks[711] = bad;
         let answer = batch(tasks.clone()).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (422, "invalid_batch")
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (422, "invalid_batch"));
         let errors = answer.json()["errors"].clone();
-        assert_eq!(
-            (errors.as_array().unwrap().len(), &errors[0]["index"]),
-            (1, &json!(711))
-        );
-        assert!(
-            errors[0]["detail"].as_str().unwrap().contains(reason),
-            "{errors}"
-        );
+        assert_eq!((errors.as_array().unwrap().len(), &errors[0]["index"]), (1, &json!(711)));
+        assert!(errors[0]["detail"].as_str().unwrap().contains(reason), "{errors}");
         assert_eq!(count().await, "0");
     }
     // Of very many bad ones the first hundred are named, and all are counted.

@@ -5,11 +5,7 @@
 //! the wire protocol.
 
 #![expect(unreachable_pub, reason = "modules of one test binary")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test that panics has failed"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that panics has failed")]
 
 mod support;
 

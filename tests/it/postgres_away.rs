@@ -30,27 +30,14 @@ async fn e3_an_outage_is_503_for_writes_and_keepalives_for_streams_and_heals_by_
     for _ in 0..3 {
         let begun = Instant::now();
         let answer = replica.post("/v1/tasks", json!({"title": "during"})).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (503, "postgres_unavailable")
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (503, "postgres_unavailable"));
         assert!(answer.headers.contains_key("retry-after"));
-        assert!(
-            begun.elapsed() < Duration::from_millis(1_500),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
     }
     assert_eq!(replica.claim(&before, "w").await.status, 503);
-    assert_eq!(
-        replica.get(&format!("/v1/tasks/{before}")).await.status,
-        503
-    );
+    assert_eq!(replica.get(&format!("/v1/tasks/{before}")).await.status, 503);
     let refused = replica.get("/v1/worker/tasks/stream?worker_id=other").await;
-    assert_eq!(
-        (refused.status, refused.problem().as_str()),
-        (503, "postgres_unavailable")
-    );
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "postgres_unavailable"));
     assert_eq!(replica.get("/healthz").await.status, 200);
     let ready = replica.get("/readyz").await;
     assert_eq!((ready.status, ready.problem().as_str()), (503, "not_ready"));
@@ -58,8 +45,7 @@ async fn e3_an_outage_is_503_for_writes_and_keepalives_for_streams_and_heals_by_
         stream.expect("keepalive").await;
     }
     // Inserted while nobody could tell the replica.
-    db.execute("insert into tasks (title) values ('unheard')")
-        .await;
+    db.execute("insert into tasks (title) values ('unheard')").await;
 
     proxy.mend();
     loop {
@@ -74,10 +60,7 @@ async fn e3_an_outage_is_503_for_writes_and_keepalives_for_streams_and_heals_by_
     })
     .await;
     replica.claim(&before, "w").await.expect(200);
-    replica
-        .finish("complete", &before, "w", json!({"claim_epoch": 1}))
-        .await
-        .expect(200);
+    replica.finish("complete", &before, "w", json!({"claim_epoch": 1})).await.expect(200);
 }
 
 #[tokio::test]
@@ -110,11 +93,7 @@ async fn backends_that_are_killed_at_random_cost_no_acknowledged_task() {
     };
     let ((), acknowledged) = tokio::join!(killer, creator);
     for id in acknowledged {
-        assert_eq!(
-            db.value(&format!("select count(*) from tasks where id = '{id}'"))
-                .await,
-            "1"
-        );
+        assert_eq!(db.value(&format!("select count(*) from tasks where id = '{id}'")).await, "1");
     }
     assert_eq!(
         db.value("select count(*) from pg_stat_activity where state like 'idle in transaction%' and application_name like 'taskwire%'").await,

@@ -15,11 +15,7 @@ async fn r1_a_task_reaches_the_workers_it_is_for_on_every_replica_and_nobody_els
     let mut others = Vec::new();
     for (n, replica) in replicas.iter().enumerate() {
         let open = async |who: &str, query: &str| {
-            replica
-                .stream(&format!(
-                    "worker_id={who}-{n}&events=task_available&{query}"
-                ))
-                .await
+            replica.stream(&format!("worker_id={who}-{n}&events=task_available&{query}")).await
         };
         mine.push(open("mine", "codebases=mine,more&capabilities=build,test").await);
         others.push(open("elsewhere", "codebases=other&capabilities=build,test").await);
@@ -33,9 +29,7 @@ async fn r1_a_task_reaches_the_workers_it_is_for_on_every_replica_and_nobody_els
     }
     // What everybody hears of comes first to those who did not hear of the other one.
     for codebase in ["global", "__pending__"] {
-        let id = replicas[0]
-            .create(json!({"title": "all", "codebase_id": codebase}))
-            .await;
+        let id = replicas[0].create(json!({"title": "all", "codebase_id": codebase})).await;
         for stream in mine.iter_mut().chain(&mut others) {
             assert_eq!(stream.announced().await, id);
         }
@@ -46,23 +40,15 @@ async fn r1_a_task_reaches_the_workers_it_is_for_on_every_replica_and_nobody_els
 async fn r2_a_target_narrows_a_task_to_a_worker_or_a_name() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
-    let mut ann = replica
-        .stream("worker_id=ann&agent_name=Deploy%20Bot&events=task_available")
-        .await;
+    let mut ann =
+        replica.stream("worker_id=ann&agent_name=Deploy%20Bot&events=task_available").await;
     let mut bob = replica.stream("worker_id=bob&events=task_available").await;
-    let for_bob = replica
-        .create(json!({"title": "x", "target_worker_id": "bob"}))
-        .await;
-    let for_named = replica
-        .create(json!({"title": "y", "target_agent_name": "Deploy Bot"}))
-        .await;
+    let for_bob = replica.create(json!({"title": "x", "target_worker_id": "bob"})).await;
+    let for_named = replica.create(json!({"title": "y", "target_agent_name": "Deploy Bot"})).await;
     assert_eq!(bob.announced().await, for_bob);
     assert_eq!(ann.announced().await, for_named);
     let for_all = replica.create(json!({"title": "z"})).await;
-    assert_eq!(
-        (ann.announced().await, bob.announced().await),
-        (for_all.clone(), for_all)
-    );
+    assert_eq!((ann.announced().await, bob.announced().await), (for_all.clone(), for_all));
 }
 
 #[tokio::test]
@@ -70,12 +56,8 @@ async fn an_insert_by_hand_is_pushed_like_one_by_api() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let mut stream = replica.stream("worker_id=w").await;
-    db.execute("insert into tasks (title) values ('by hand')")
-        .await;
-    assert_eq!(
-        stream.expect("task_available").await.data["title"],
-        "by hand"
-    );
+    db.execute("insert into tasks (title) values ('by hand')").await;
+    assert_eq!(stream.expect("task_available").await.data["title"], "by hand");
 }
 
 #[tokio::test]
@@ -85,10 +67,7 @@ async fn ten_thousand_rows_of_one_statement_all_reach_workers_that_take_them() {
     let mut streams = Vec::new();
     for n in 0..4 {
         // Two workers to a codebase, on different replicas: each task has two takers.
-        let query = format!(
-            "worker_id=w-{n}&events=task_available&codebases=bulk-{}",
-            n / 2
-        );
+        let query = format!("worker_id=w-{n}&events=task_available&codebases=bulk-{}", n / 2);
         streams.push(replicas[n % 2].stream(&query).await);
     }
     db.execute(
@@ -103,10 +82,7 @@ async fn ten_thousand_rows_of_one_statement_all_reach_workers_that_take_them() {
             if replica.claim(&id, &worker).await.status != 200 {
                 return 0;
             }
-            replica
-                .finish("complete", &id, &worker, json!({}))
-                .await
-                .expect(200);
+            replica.finish("complete", &id, &worker, json!({})).await.expect(200);
             1
         };
         let mut won = 0;
@@ -119,17 +95,12 @@ async fn ten_thousand_rows_of_one_statement_all_reach_workers_that_take_them() {
             }
             let announced = heard.iter().filter(|event| event.name == "task_available");
             let taken = announced.map(|event| take(event.task().to_owned()));
-            won += futures_util::future::join_all(taken)
-                .await
-                .into_iter()
-                .sum::<usize>();
+            won += futures_util::future::join_all(taken).await.into_iter().sum::<usize>();
         }
         won
     });
     let won: usize = futures_util::future::join_all(work).await.into_iter().sum();
-    let done = db
-        .value("select count(*) from tasks where status = 'completed'")
-        .await;
+    let done = db.value("select count(*) from tasks where status = 'completed'").await;
     assert_eq!((won, done.as_str()), (10_000, "10000"));
 }
 
@@ -138,8 +109,7 @@ async fn a_scheduled_task_is_announced_when_it_is_due_and_not_before() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let mut stream = replica.stream("worker_id=w").await;
-    db.execute("insert into tasks (title, run_at) values ('later', now() + interval '2 s')")
-        .await;
+    db.execute("insert into tasks (title, run_at) values ('later', now() + interval '2 s')").await;
     let begun = Instant::now();
     let sentinel = replica.create(json!({"title": "sentinel"})).await;
     assert_eq!(stream.announced().await, sentinel);
@@ -152,18 +122,10 @@ async fn a_scheduled_task_is_announced_when_it_is_due_and_not_before() {
 async fn what_an_operator_changes_by_hand_has_its_effect() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
-    let mut stream = replica
-        .stream("worker_id=w&codebases=a&events=task_available")
-        .await;
-    let id = replica
-        .create(json!({"title": "x", "codebase_id": "b"}))
-        .await;
+    let mut stream = replica.stream("worker_id=w&codebases=a&events=task_available").await;
+    let id = replica.create(json!({"title": "x", "codebase_id": "b"})).await;
     db.execute("update tasks set codebase_id = 'a'").await;
-    assert_eq!(
-        stream.announced().await,
-        id,
-        "moved to this worker's codebase"
-    );
+    assert_eq!(stream.announced().await, id, "moved to this worker's codebase");
     replica.claim(&id, "w").await.expect(200);
     db.execute(
         "update tasks set status = 'pending', claimed_by = null, claimed_at = null, claim_id = null,
@@ -172,12 +134,8 @@ async fn what_an_operator_changes_by_hand_has_its_effect() {
     .await;
     assert_eq!(stream.announced().await, id, "requeued");
     assert_eq!(replica.claim(&id, "w").await.expect(200)["claim_epoch"], 2);
-    db.execute("update tasks set cancel_requested_at = now(), cancel_reason = 'by hand'")
-        .await;
-    assert_eq!(
-        stream.expect("task_cancelled").await.data["reason"],
-        "by hand"
-    );
+    db.execute("update tasks set cancel_requested_at = now(), cancel_reason = 'by hand'").await;
+    assert_eq!(stream.expect("task_cancelled").await.data["reason"], "by hand");
 }
 
 #[tokio::test]
@@ -214,10 +172,7 @@ async fn a_killed_replicas_workers_go_on_at_another_one() {
     doomed.kill();
     assert!(stream.has_ended().await);
     let mut stream = other.stream("worker_id=w").await;
-    other
-        .finish("complete", &id, "w", json!({"claim_epoch": 1}))
-        .await
-        .expect(200);
+    other.finish("complete", &id, "w", json!({"claim_epoch": 1})).await.expect(200);
     let next = other.create(json!({"title": "next"})).await;
     assert_eq!(stream.announced().await, next);
     let connected = other.get("/v1/workers/connected").await.expect(200);
@@ -266,9 +221,7 @@ async fn a_replica_that_was_given_up_by_mistake_comes_back_with_its_streams() {
 async fn a_push_from_one_replica_to_another_takes_less_than_fifty_milliseconds() {
     let db = TestDb::new().await;
     let replicas = [Replica::start(&db).await, Replica::start(&db).await];
-    let mut stream = replicas[1]
-        .stream("worker_id=w&events=task_available")
-        .await;
+    let mut stream = replicas[1].stream("worker_id=w&events=task_available").await;
     let mut took = Vec::new();
     for n in 0..40 {
         let begun = Instant::now();
@@ -277,11 +230,7 @@ async fn a_push_from_one_replica_to_another_takes_less_than_fifty_milliseconds()
         took.push(begun.elapsed());
     }
     took.sort();
-    assert!(
-        took[20] < Duration::from_millis(50),
-        "median {:?} of {took:?}",
-        took[20]
-    );
+    assert!(took[20] < Duration::from_millis(50), "median {:?} of {took:?}", took[20]);
 }
 
 #[tokio::test]
@@ -297,11 +246,7 @@ async fn many_streams_each_hear_of_every_task_once() {
     let mut streams = futures_util::future::join_all(open).await;
     let mut ids = HashSet::new();
     for n in 0..20 {
-        ids.insert(
-            replicas[n % 2]
-                .create(json!({"title": format!("{n}")}))
-                .await,
-        );
+        ids.insert(replicas[n % 2].create(json!({"title": format!("{n}")})).await);
     }
     for stream in &mut streams {
         let heard = stream.announced_many(20).await;

@@ -18,14 +18,8 @@ async fn garbage_instead_of_a_request_is_refused_at_once() {
     let replica = Replica::start(&db).await;
     let sound = Soundness::of(&replica).await;
     let long_target = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000));
-    let large_head = format!(
-        "GET /healthz HTTP/1.1\r\nX-A: {}\r\n\r\n",
-        "a".repeat(1024 * 1024)
-    );
-    let many_heads = format!(
-        "GET /healthz HTTP/1.1\r\n{}\r\n",
-        "X-A: a\r\n".repeat(1_000)
-    );
+    let large_head = format!("GET /healthz HTTP/1.1\r\nX-A: {}\r\n\r\n", "a".repeat(1024 * 1024));
+    let many_heads = format!("GET /healthz HTTP/1.1\r\n{}\r\n", "X-A: a\r\n".repeat(1_000));
     for (status, bytes) in [
         (400, &b"\x00\x01\x02garbage\r\n\r\n"[..]),
         (400, b"\r\n\r\nGET\r\n\r\n"),
@@ -76,19 +70,12 @@ async fn p16_who_does_not_finish_a_requests_head_is_cut_off_after_ten_seconds() 
         let mut rest = Vec::new();
         let limit = HEAD_LIMIT + Duration::from_secs(3);
         let closed = tokio::time::timeout(limit, socket.read_to_end(&mut rest)).await;
-        assert!(
-            closed.is_ok(),
-            "still open: {:?}",
-            String::from_utf8_lossy(beginning)
-        );
+        assert!(closed.is_ok(), "still open: {:?}", String::from_utf8_lossy(beginning));
         begun.elapsed()
     }))
     .await;
     let soonest = *ends.iter().min().unwrap();
-    assert!(
-        soonest > HEAD_LIMIT.mul_f32(0.9),
-        "too soon for a slow network: {soonest:?}"
-    );
+    assert!(soonest > HEAD_LIMIT.mul_f32(0.9), "too soon for a slow network: {soonest:?}");
     replica.get("/healthz").await.expect(200);
 }
 
@@ -99,27 +86,17 @@ async fn f38_a_body_that_ends_before_its_length_does_nothing() {
     let sound = Soundness::of(&replica).await;
     // What has arrived is valid JSON: only the length says that it is not all.
     for path in ["/v1/tasks", "/v1/tasks/batch"] {
-        let body = if path.ends_with("batch") {
-            r#"[{"title":"x"}]"#
-        } else {
-            r#"{"title":"x"}"#
-        };
+        let body = if path.ends_with("batch") { r#"[{"title":"x"}]"# } else { r#"{"title":"x"}"# };
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len() + 1
         );
         let mut socket = connect(&replica).await;
-        socket
-            .write_all([head.as_bytes(), body.as_bytes()].concat().as_slice())
-            .await
-            .unwrap();
+        socket.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).await.unwrap();
         socket.shutdown().await.unwrap();
         let mut answer = String::new();
         let _ = socket.read_to_string(&mut answer).await;
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
-            "{answer}"
-        );
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
     assert_eq!(db.value("select count(*) from tasks").await, "0");
     sound.holds(&replica).await;
@@ -141,24 +118,12 @@ async fn f39_clients_that_hang_up_in_the_middle_leave_no_transaction_and_a_whole
             0 => json_request("POST", "/v1/tasks", br#"{"title":"by one who left"}"#),
             1 => json_request("POST", &format!("/v1/tasks/{task}/claim?worker_id=w"), b""),
             2 => json_request("GET", "/v1/tasks", b""),
-            3 => json_request(
-                "GET",
-                &format!("/v1/worker/tasks/stream?worker_id=s-{n}"),
-                b"",
-            ),
-            _ => json_request(
-                "POST",
-                "/v1/tasks/batch",
-                br#"[{"title":"a"},{"title":"b"}]"#,
-            ),
+            3 => json_request("GET", &format!("/v1/worker/tasks/stream?worker_id=s-{n}"), b""),
+            _ => json_request("POST", "/v1/tasks/batch", br#"[{"title":"a"},{"title":"b"}]"#),
         };
         let mut socket = connect(&replica).await;
         // Each leaves a little later in the request, or in its answer.
-        let cut = if n.is_multiple_of(3) {
-            bytes.len() * (n % 50) / 50
-        } else {
-            bytes.len()
-        };
+        let cut = if n.is_multiple_of(3) { bytes.len() * (n % 50) / 50 } else { bytes.len() };
         let _ = socket.write_all(&bytes[..cut]).await;
         for _ in 0..n % 40 {
             tokio::task::yield_now().await;

@@ -40,11 +40,9 @@ fn blocks() -> Vec<Block> {
         let body = lines.by_ref().map(|(line, _)| line);
         let body: Vec<_> = body.take_while(|line| *line != "```").collect();
         match (language, blocks.last_mut()) {
-            ("sh", _) => blocks.push(Block {
-                line: number,
-                text: body.join("\n"),
-                shown: Vec::new(),
-            }),
+            ("sh", _) => {
+                blocks.push(Block { line: number, text: body.join("\n"), shown: Vec::new() })
+            }
             ("text" | "json", Some(before)) if follows_commands => {
                 before.shown = body.iter().map(|line| (*line).to_owned()).collect();
             }
@@ -117,9 +115,7 @@ fn routes() -> Vec<(String, String)> {
             let path = route.split('"').nth(1).unwrap();
             let handlers = route.split('}').nth(path.matches('}').count()).unwrap();
             for method in ["get", "post", "put", "patch", "delete"] {
-                if [' ', '.']
-                    .iter()
-                    .any(|before| handlers.contains(&format!("{before}{method}(")))
+                if [' ', '.'].iter().any(|before| handlers.contains(&format!("{before}{method}(")))
                 {
                     routes.push((method.to_uppercase(), path.to_owned()));
                 }
@@ -163,9 +159,7 @@ fn every_route_has_a_curl_line_and_every_curl_line_a_route() {
     assert!(routes.len() > 20, "{routes:?}");
     for (method, route) in &routes {
         assert!(
-            curls
-                .iter()
-                .any(|(m, path)| m == method && fits(route, path)),
+            curls.iter().any(|(m, path)| m == method && fits(route, path)),
             "{method} {route} has no curl line in README.md"
         );
         assert!(
@@ -176,9 +170,7 @@ fn every_route_has_a_curl_line_and_every_curl_line_a_route() {
     for (method, path) in &curls {
         // A route without parameters wins over one that has some.
         assert!(
-            routes
-                .iter()
-                .any(|(m, route)| m == method && fits(route, path)),
+            routes.iter().any(|(m, route)| m == method && fits(route, path)),
             "README.md calls {method} {path}, which is no route"
         );
     }
@@ -197,27 +189,18 @@ fn every_setting_and_every_error_code_is_in_the_readme() {
         .filter_map(|after| {
             let (status, rest) = after.split_once(',')?;
             let code = rest.trim_start().strip_prefix('"')?.split('"').next()?;
-            status
-                .bytes()
-                .all(|b| b == b'_' || b.is_ascii_uppercase())
-                .then_some(code)
+            status.bytes().all(|b| b == b'_' || b.is_ascii_uppercase()).then_some(code)
         })
         .collect();
     assert!(codes.len() > 25, "{codes:?}");
     for code in codes {
-        assert!(
-            README.contains(&format!("`{code}`")),
-            "no `{code}` in README.md"
-        );
+        assert!(README.contains(&format!("`{code}`")), "no `{code}` in README.md");
     }
 }
 
 #[test]
 fn every_link_of_the_readme_leads_to_something() {
-    let targets = README
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next());
+    let targets = README.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     for target in targets.filter(|target| !target.starts_with("https://")) {
         let found = match target.strip_prefix('#') {
             Some(anchor) => README.lines().any(|line| {
@@ -233,22 +216,13 @@ fn every_link_of_the_readme_leads_to_something() {
 
 #[test]
 fn an_ellipsis_stands_for_anything_and_nothing_else_does() {
-    for (shown, printed) in [
-        ("a…", "abc"),
-        ("…c", "abc"),
-        ("a…b…c", "a1b2bc"),
-        ("…", ""),
-        ("a", "a"),
-    ] {
+    for (shown, printed) in
+        [("a…", "abc"), ("…c", "abc"), ("a…b…c", "a1b2bc"), ("…", ""), ("a", "a")]
+    {
         assert!(is_as_shown(shown, printed), "{shown} {printed}");
     }
-    for (shown, printed) in [
-        ("a", "ab"),
-        ("a…b", "a"),
-        ("a…b…c", "ac"),
-        ("b…", "ab"),
-        ("…b", "ba"),
-    ] {
+    for (shown, printed) in [("a", "ab"), ("a…b", "a"), ("a…b…c", "ac"), ("b…", "ab"), ("…b", "ba")]
+    {
         assert!(!is_as_shown(shown, printed), "{shown} {printed}");
     }
 }

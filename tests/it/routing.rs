@@ -26,27 +26,9 @@ fn cases() -> impl Strategy<Value = Case> {
             .prop_map(|list| list.into_iter().map(str::to_owned).collect::<Vec<_>>())
     };
     let maybe = move || prop::option::weighted(0.3, word().prop_map(str::to_owned));
-    (
-        word(),
-        words(),
-        maybe(),
-        maybe(),
-        word(),
-        word(),
-        words(),
-        words(),
-    )
-        .prop_map(
-            |(
-                codebase,
-                required,
-                target_worker,
-                target_agent,
-                id,
-                name,
-                codebases,
-                capabilities,
-            )| Case {
+    (word(), words(), maybe(), maybe(), word(), word(), words(), words()).prop_map(
+        |(codebase, required, target_worker, target_agent, id, name, codebases, capabilities)| {
+            Case {
                 codebase_id: codebase.to_owned(),
                 required,
                 target_worker,
@@ -57,8 +39,9 @@ fn cases() -> impl Strategy<Value = Case> {
                     codebases,
                     capabilities,
                 },
-            },
-        )
+            }
+        },
+    )
 }
 
 #[tokio::test]
@@ -94,8 +77,5 @@ async fn r3_push_and_claim_are_decided_by_the_same_predicate() {
             unmatched += 1;
         }
     }
-    assert!(
-        matched > 200 && unmatched > 200,
-        "both answers are tried: {matched}, {unmatched}"
-    );
+    assert!(matched > 200 && unmatched > 200, "both answers are tried: {matched}, {unmatched}");
 }

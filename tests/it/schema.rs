@@ -17,14 +17,8 @@ async fn a_title_is_all_that_an_insert_needs() {
     db.execute("insert into tasks (title) values ('x')").await;
     let id = db.value("select id from tasks").await;
     let task = replica.task(&id).await;
-    assert_eq!(
-        (&task["status"], &task["codebase_id"]),
-        (&json!("pending"), &json!("global"))
-    );
-    assert_eq!(
-        (&task["max_attempts"], &task["metadata"]),
-        (&json!(3), &json!({}))
-    );
+    assert_eq!((&task["status"], &task["codebase_id"]), (&json!("pending"), &json!("global")));
+    assert_eq!((&task["max_attempts"], &task["metadata"]), (&json!(3), &json!({})));
 }
 
 #[tokio::test]
@@ -34,37 +28,18 @@ async fn an_impossible_row_cannot_be_written_and_the_constraint_says_why() {
     replica.register("w", &[], &[]).await;
     let id = replica.create(json!({"title": "x"})).await;
     replica.claim(&id, "w").await.expect(200);
-    db.execute("insert into tasks (title) values ('pending')")
-        .await;
+    db.execute("insert into tasks (title) values ('pending')").await;
     for (sql, constraint) in [
-        (
-            "insert into tasks (title) values ('')",
-            "tasks_title_length",
-        ),
-        (
-            "insert into tasks (title, codebase_id) values ('x', 'a b')",
-            "tasks_codebase_is_valid",
-        ),
+        ("insert into tasks (title) values ('')", "tasks_title_length"),
+        ("insert into tasks (title, codebase_id) values ('x', 'a b')", "tasks_codebase_is_valid"),
         (
             "insert into tasks (title, required_capabilities) values ('x', '{a b}')",
             "tasks_capabilities_are_valid",
         ),
-        (
-            "insert into tasks (title, metadata) values ('x', '[]')",
-            "tasks_metadata_is_object",
-        ),
-        (
-            "insert into tasks (title, status) values ('x', 'done')",
-            "tasks_status_is_known",
-        ),
-        (
-            "insert into tasks (title, max_attempts) values ('x', 0)",
-            "tasks_max_attempts_range",
-        ),
-        (
-            "update tasks set claimed_by = null where status = 'running'",
-            "tasks_running_is_claimed",
-        ),
+        ("insert into tasks (title, metadata) values ('x', '[]')", "tasks_metadata_is_object"),
+        ("insert into tasks (title, status) values ('x', 'done')", "tasks_status_is_known"),
+        ("insert into tasks (title, max_attempts) values ('x', 0)", "tasks_max_attempts_range"),
+        ("update tasks set claimed_by = null where status = 'running'", "tasks_running_is_claimed"),
         (
             "update tasks set claimed_by = 'v' where status = 'pending'",
             "tasks_pending_is_unclaimed",
@@ -81,24 +56,13 @@ async fn an_impossible_row_cannot_be_written_and_the_constraint_says_why() {
             "update tasks set finished_at = now() where status = 'pending'",
             "tasks_finished_has_time",
         ),
-        (
-            "update workers set codebases = '{a b}'",
-            "workers_codebases_are_valid",
-        ),
+        ("update workers set codebases = '{a b}'", "workers_codebases_are_valid"),
     ] {
-        let error = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .execute(&db.pool)
-            .await
-            .expect_err(sql);
-        let found = error
-            .as_database_error()
-            .and_then(|error| error.constraint())
-            .map(str::to_owned);
+        let error = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&db.pool).await.expect_err(sql);
+        let found =
+            error.as_database_error().and_then(|error| error.constraint()).map(str::to_owned);
         let known = [constraint, "tasks_running_has_lease"];
-        assert!(
-            found.as_deref().is_some_and(|found| known.contains(&found)),
-            "{sql}: {error}"
-        );
+        assert!(found.as_deref().is_some_and(|found| known.contains(&found)), "{sql}: {error}");
     }
 }
 
@@ -131,10 +95,8 @@ async fn every_table_column_and_function_is_explained() {
 async fn many_replicas_may_start_at_once_on_an_empty_database() {
     let db = TestDb::new().await;
     let replicas = futures_util::future::join_all((0..6).map(|_| Replica::start(&db))).await;
-    let migrators = replicas
-        .iter()
-        .filter(|replica| replica.log().contains("migration applied"))
-        .count();
+    let migrators =
+        replicas.iter().filter(|replica| replica.log().contains("migration applied")).count();
     assert_eq!(migrators, 1);
     assert_eq!(db.value("select count(*) from replicas").await, "6");
 }
@@ -145,10 +107,7 @@ fn migrate(db: &TestDb) -> (bool, String) {
         .args(["migrate", "--database-url", &db.url])
         .output()
         .unwrap();
-    (
-        done.status.success(),
-        String::from_utf8(done.stderr).unwrap(),
-    )
+    (done.status.success(), String::from_utf8(done.stderr).unwrap())
 }
 
 #[tokio::test]
@@ -163,14 +122,8 @@ async fn migrations_run_once_and_a_history_that_does_not_fit_is_refused_in_a_sen
             "update refinery_schema_history set applied_on = 'last week' where version = 1",
             "edited by hand",
         ),
-        (
-            "update refinery_schema_history set checksum = null where version = 1",
-            "edited by hand",
-        ),
-        (
-            "update refinery_schema_history set checksum = '1' where version = 1",
-            "V1__",
-        ),
+        ("update refinery_schema_history set checksum = null where version = 1", "edited by hand"),
+        ("update refinery_schema_history set checksum = '1' where version = 1", "V1__"),
         (
             "insert into refinery_schema_history values (9999, 'x', now()::text, '1')",
             "run the newer release",
@@ -180,10 +133,7 @@ async fn migrations_run_once_and_a_history_that_does_not_fit_is_refused_in_a_sen
             .await;
         db.execute(edit).await;
         let (ok, said) = migrate(&db);
-        assert!(
-            !ok && said.contains(sentence) && !said.contains("panicked"),
-            "{edit}: {said}"
-        );
+        assert!(!ok && said.contains(sentence) && !said.contains("panicked"), "{edit}: {said}");
         db.execute("truncate refinery_schema_history; insert into refinery_schema_history select * from saved").await;
     }
     assert!(migrate(&db).0);
@@ -195,18 +145,8 @@ async fn a_migration_that_has_landed_is_never_changed() {
     assert!(migrate(&db).0);
     for (version, checksum) in LANDED {
         let sql = format!("select checksum from refinery_schema_history where version = {version}");
-        assert_eq!(
-            db.value(&sql).await,
-            checksum,
-            "V{version} was edited: add a new file instead"
-        );
+        assert_eq!(db.value(&sql).await, checksum, "V{version} was edited: add a new file instead");
     }
-    let count = db
-        .value("select count(*) from refinery_schema_history")
-        .await;
-    assert_eq!(
-        count,
-        LANDED.len().to_string(),
-        "add the new file's checksum to LANDED"
-    );
+    let count = db.value("select count(*) from refinery_schema_history").await;
+    assert_eq!(count, LANDED.len().to_string(), "add the new file's checksum to LANDED");
 }

@@ -42,12 +42,7 @@ async fn without_a_database_url_it_starts_its_own_postgres_and_a_second_one_join
 
     // The one that started it may go; the other one goes on.
     first.signal("TERM");
-    assert!(
-        first
-            .ends_within(PATIENCE)
-            .await
-            .is_some_and(|status| status.success())
-    );
+    assert!(first.ends_within(PATIENCE).await.is_some_and(|status| status.success()));
     second.claim(&id, "w").await.expect(200);
     let postmaster =
         std::fs::read_to_string(home.join(".taskwire/postgres/postmaster.pid")).unwrap();
@@ -74,9 +69,7 @@ async fn without_a_database_url_it_starts_its_own_postgres_and_a_second_one_join
 #[test]
 fn every_wrong_setting_stops_the_start_with_a_sentence_that_names_it() {
     let mut command = taskwire(&["serve", "--worker-sse-window", "0"]);
-    command
-        .env("WORKER_SSE_KEEPALIVE", "soon")
-        .env("TASKWIRE_BIND", "somewhere");
+    command.env("WORKER_SSE_KEEPALIVE", "soon").env("TASKWIRE_BIND", "somewhere");
     let done = output(command);
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(!done.status.success());
@@ -90,32 +83,14 @@ async fn a_taken_address_and_a_wrong_database_are_told_in_a_sentence_without_the
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let taken = replica.url.strip_prefix("http://").unwrap();
-    let done = output(taskwire(&[
-        "serve",
-        "--bind",
-        taken,
-        "--database-url",
-        &db.url,
-    ]));
+    let done = output(taskwire(&["serve", "--bind", taken, "--database-url", &db.url]));
     let said = String::from_utf8(done.stderr).unwrap();
-    assert!(
-        !done.status.success() && said.contains("is in use"),
-        "{said}"
-    );
+    assert!(!done.status.success() && said.contains("is in use"), "{said}");
 
     let url = format!("{}_missing", db.url.split('?').next().unwrap());
-    let done = output(taskwire(&[
-        "serve",
-        "--bind",
-        "127.0.0.1:0",
-        "--database-url",
-        &url,
-    ]));
+    let done = output(taskwire(&["serve", "--bind", "127.0.0.1:0", "--database-url", &url]));
     let said = String::from_utf8(done.stderr).unwrap();
-    assert!(
-        !done.status.success() && said.contains("does not exist"),
-        "{said}"
-    );
+    assert!(!done.status.success() && said.contains("does not exist"), "{said}");
     let password = db.url.split(['/', '@', ':']).nth(4).unwrap_or_default();
     assert!(password.is_empty() || !said.contains(password), "{said}");
 }
@@ -131,16 +106,9 @@ async fn logs_are_json_when_asked_for_and_name_streams_trigger_and_listener() {
     })
     .await;
     let log = text.log();
-    for what in [
-        "task creation hook is on",
-        "listener on",
-        "stream opened",
-        "stream closed",
-    ] {
-        let line = log
-            .lines()
-            .find(|line| line.contains(what))
-            .unwrap_or_else(|| panic!("{what}: {log}"));
+    for what in ["task creation hook is on", "listener on", "stream opened", "stream closed"] {
+        let line =
+            log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {log}"));
         assert!(line.contains("worker_sse"), "{line}");
     }
     let mut json = command
@@ -150,18 +118,13 @@ async fn logs_are_json_when_asked_for_and_name_streams_trigger_and_listener() {
         .spawn()
         .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let _ = Command::new("kill")
-        .args(["-s", "TERM", &json.id().to_string()])
-        .status();
+    let _ = Command::new("kill").args(["-s", "TERM", &json.id().to_string()]).status();
     let log = std::io::read_to_string(json.stderr.take().unwrap()).unwrap();
     let _ = json.wait();
     for line in log.lines() {
         let line: serde_json::Value =
             serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
-        assert!(
-            line["message"].is_string() && line["target"].is_string(),
-            "{line}"
-        );
+        assert!(line["message"].is_string() && line["target"].is_string(), "{line}");
     }
     assert!(log.contains("listener on"), "{log}");
 }

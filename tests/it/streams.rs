@@ -14,16 +14,8 @@ async fn s1_a_worker_can_name_itself_in_three_ways_or_be_given_an_id() {
     for (query, headers, id) in [
         ("worker_id=by-query", vec![], Some("by-query")),
         ("", vec![("X-Worker-ID", "by-header")], Some("by-header")),
-        (
-            "",
-            vec![("worker_id", "by-old-header")],
-            Some("by-old-header"),
-        ),
-        (
-            "worker_id=same",
-            vec![("X-Worker-ID", "same"), ("worker_id", "same")],
-            Some("same"),
-        ),
+        ("", vec![("worker_id", "by-old-header")], Some("by-old-header")),
+        ("worker_id=same", vec![("X-Worker-ID", "same"), ("worker_id", "same")], Some("same")),
         ("", vec![], None),
     ] {
         let mut stream = SseStream::open(&replica.url, query, &headers).await;
@@ -32,14 +24,8 @@ async fn s1_a_worker_can_name_itself_in_three_ways_or_be_given_an_id() {
         let given = connected["worker_id"].as_str().unwrap();
         assert!(id.is_none_or(|id| id == given), "{connected}");
         // A worker that never registered is registered by connecting.
-        let status = replica
-            .get(&format!("/v1/workers/{given}/status"))
-            .await
-            .expect(200);
-        assert_eq!(
-            (&status["registered"], &status["connected"]),
-            (&json!(true), &json!(true))
-        );
+        let status = replica.get(&format!("/v1/workers/{given}/status")).await.expect(200);
+        assert_eq!((&status["registered"], &status["connected"]), (&json!(true), &json!(true)));
     }
     for headers in [vec![("X-Worker-ID", "b")], vec![("worker_id", "b")]] {
         let mut request = replica.http("GET", "/v1/worker/tasks/stream?worker_id=a");
@@ -47,10 +33,7 @@ async fn s1_a_worker_can_name_itself_in_three_ways_or_be_given_an_id() {
             request = request.header(name, value);
         }
         let answer = replica.request(request).await;
-        assert_eq!(
-            (answer.status, answer.problem().as_str()),
-            (400, "worker_id_conflict")
-        );
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "worker_id_conflict"));
     }
 }
 
@@ -67,21 +50,11 @@ async fn s2_routing_headers_replace_the_registration_and_absent_ones_keep_it() {
     drop(replica.stream("worker_id=w").await);
     assert_eq!(routing().await, (json!(["registered"]), json!(["build"])));
 
-    let headers = [
-        ("X-Codebases", "my-project, api,,"),
-        ("X-Capabilities", "agent,test"),
-    ];
+    let headers = [("X-Codebases", "my-project, api,,"), ("X-Capabilities", "agent,test")];
     drop(SseStream::open(&replica.url, "worker_id=w", &headers).await);
-    assert_eq!(
-        routing().await,
-        (json!(["api", "my-project"]), json!(["agent", "test"]))
-    );
+    assert_eq!(routing().await, (json!(["api", "my-project"]), json!(["agent", "test"])));
 
-    drop(
-        replica
-            .stream("worker_id=w&codebases=x&capabilities=y")
-            .await,
-    );
+    drop(replica.stream("worker_id=w&codebases=x&capabilities=y").await);
     assert_eq!(routing().await, (json!(["x"]), json!(["y"])));
 
     drop(SseStream::open(&replica.url, "worker_id=w", &[("X-Codebases", "")]).await);
@@ -100,18 +73,11 @@ async fn s3_head_and_connected_leave_at_once_and_say_that_nothing_may_buffer_the
     let begun = Instant::now();
     while !text.contains("event: connected\n") || !text.ends_with("\n\n\r\n") {
         let mut bytes = [0; 4096];
-        let count = tokio::time::timeout(PATIENCE, socket.read(&mut bytes))
-            .await
-            .unwrap()
-            .unwrap();
+        let count = tokio::time::timeout(PATIENCE, socket.read(&mut bytes)).await.unwrap().unwrap();
         assert!(count > 0, "{text}");
         text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
     }
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let head = head.to_ascii_lowercase();
@@ -122,10 +88,7 @@ async fn s3_head_and_connected_leave_at_once_and_say_that_nothing_may_buffer_the
     ] {
         assert!(head.lines().any(|found| found == line), "{line} in {head}");
     }
-    let retry = body
-        .lines()
-        .find_map(|line| line.strip_prefix("retry: "))
-        .unwrap();
+    let retry = body.lines().find_map(|line| line.strip_prefix("retry: ")).unwrap();
     assert!((500..3_000).contains(&retry.parse().unwrap()), "{retry}");
 }
 
@@ -133,9 +96,7 @@ async fn s3_head_and_connected_leave_at_once_and_say_that_nothing_may_buffer_the
 async fn s4_a_task_is_announced_and_then_pushed_whole() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
-    let mut stream = replica
-        .stream("worker_id=w&codebases=my-project&capabilities=build")
-        .await;
+    let mut stream = replica.stream("worker_id=w&codebases=my-project&capabilities=build").await;
     let id = replica
         .create(json!({
             "title": "Build component", "codebase_id": "my-project", "priority": 7, "prompt": "go",
@@ -152,11 +113,7 @@ async fn s4_a_task_is_announced_and_then_pushed_whole() {
     assert!(available.data["created_at"].is_string());
     let task = stream.next().await;
     assert_eq!(task.name, "task");
-    assert_eq!(
-        task.data,
-        replica.task(&id).await,
-        "the same object as GET gives"
-    );
+    assert_eq!(task.data, replica.task(&id).await, "the same object as GET gives");
 }
 
 #[tokio::test]
@@ -164,16 +121,11 @@ async fn s4_a_stream_may_leave_the_task_events_out() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let mut stream = replica.stream("worker_id=w&events=task_available").await;
-    let ids = [
-        replica.create(json!({"title": "1"})).await,
-        replica.create(json!({"title": "2"})).await,
-    ];
+    let ids =
+        [replica.create(json!({"title": "1"})).await, replica.create(json!({"title": "2"})).await];
     for id in ids {
         let event = stream.next().await;
-        assert_eq!(
-            (event.name.as_str(), event.task()),
-            ("task_available", id.as_str())
-        );
+        assert_eq!((event.name.as_str(), event.task()), ("task_available", id.as_str()));
     }
 }
 
@@ -185,16 +137,9 @@ async fn s4_silence_is_broken_by_keepalives() {
     let begun = Instant::now();
     for _ in 0..2 {
         let event = stream.next().await;
-        assert_eq!(
-            (event.name.as_str(), &event.data),
-            ("keepalive", &json!({}))
-        );
+        assert_eq!((event.name.as_str(), &event.data), ("keepalive", &json!({})));
     }
-    assert!(
-        begun.elapsed() >= Duration::from_millis(1_900),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() >= Duration::from_millis(1_900), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -203,11 +148,7 @@ async fn s4_the_backlog_comes_best_first_and_then_live_follows() {
     let replica = Replica::start(&db).await;
     let mut expected = Vec::new();
     for (title, priority) in [("low", -1), ("old", 0), ("young", 0), ("urgent", 9)] {
-        expected.push(
-            replica
-                .create(json!({"title": title, "priority": priority}))
-                .await,
-        );
+        expected.push(replica.create(json!({"title": title, "priority": priority})).await);
     }
     expected.rotate_left(3);
     expected[1..].rotate_left(1);
@@ -235,9 +176,8 @@ async fn s5_tasks_created_around_a_connect_are_announced_once_each() {
         let (mut ids, mut stream) = tokio::join!(create, replicas[0].stream(&query));
         let mut heard = stream.announced_many(ids.len()).await;
         // A repeat would come before the sentinel.
-        let sentinel = replicas[1]
-            .create(json!({"title": "sentinel", "codebase_id": codebase}))
-            .await;
+        let sentinel =
+            replicas[1].create(json!({"title": "sentinel", "codebase_id": codebase})).await;
         assert_eq!(stream.announced().await, sentinel);
         ids.sort();
         heard.sort();
@@ -255,11 +195,7 @@ async fn s6_tasks_are_announced_within_two_seconds_when_every_notification_is_lo
         let begun = Instant::now();
         let id = replica.create(json!({"title": format!("{n}")})).await;
         assert_eq!(stream.announced().await, id);
-        assert!(
-            begun.elapsed() < Duration::from_secs(2),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 }
 
@@ -312,10 +248,7 @@ async fn s7_a_newer_stream_ends_the_older_one_on_whatever_replica() {
     let mut newest = streams.pop().unwrap();
     for older in &mut streams {
         let error = older.expect("error").await.data;
-        assert_eq!(
-            (&error["code"], &error["reconnect"]),
-            (&json!("superseded"), &json!(false))
-        );
+        assert_eq!((&error["code"], &error["reconnect"]), (&json!("superseded"), &json!(false)));
         assert!(older.has_ended().await);
     }
     // The clean-up after the older ones leaves the newest one's presence alone.
@@ -323,10 +256,7 @@ async fn s7_a_newer_stream_ends_the_older_one_on_whatever_replica() {
     assert_eq!(newest.announced().await, id);
     let connected = replicas[0].get("/v1/workers/connected").await.expect(200);
     assert_eq!(connected.as_array().unwrap().len(), 1);
-    assert_eq!(
-        connected[0]["replica_address"],
-        replicas[1].url.strip_prefix("http://").unwrap()
-    );
+    assert_eq!(connected[0]["replica_address"], replicas[1].url.strip_prefix("http://").unwrap());
 }
 
 #[tokio::test]
@@ -342,9 +272,7 @@ async fn s8_a_window_holds_back_and_goes_on_with_the_best_as_tasks_are_settled()
     }
     assert_eq!(stream.announced_many(4).await, waiting[..4]);
     // Full for its priority, but not for what is more important.
-    let urgent = replica
-        .create(json!({"title": "urgent", "priority": 5}))
-        .await;
+    let urgent = replica.create(json!({"title": "urgent", "priority": 5})).await;
     assert_eq!(stream.announced().await, urgent);
     // Somebody else takes what this worker was told of, by another replica.
     for id in waiting[..4].iter().chain([&urgent]) {
@@ -364,22 +292,15 @@ async fn s8_a_large_task_is_pushed_in_part_and_claimed_whole() {
     let replica = Replica::start(&db).await;
     let mut stream = replica.stream("worker_id=w").await;
     let prompt = "é".repeat(500_000);
-    let id = replica
-        .create(json!({"title": "large", "prompt": prompt, "metadata": {"k": "v"}}))
-        .await;
+    let id =
+        replica.create(json!({"title": "large", "prompt": prompt, "metadata": {"k": "v"}})).await;
     assert_eq!(stream.announced().await, id);
     let task = stream.next().await.data;
-    assert_eq!(
-        (&task["partial"], task["id"].as_str()),
-        (&json!(true), Some(id.as_str()))
-    );
+    assert_eq!((&task["partial"], task["id"].as_str()), (&json!(true), Some(id.as_str())));
     assert!(task.get("prompt").is_none() && task.get("metadata").is_none());
     let claimed = replica.claim(&id, "w").await.expect(200);
     assert_eq!(
-        (
-            claimed["prompt"].as_str().unwrap(),
-            &claimed["metadata"]["k"]
-        ),
+        (claimed["prompt"].as_str().unwrap(), &claimed["metadata"]["k"]),
         (prompt.as_str(), &json!("v"))
     );
 }
@@ -389,10 +310,7 @@ async fn s9_streams_can_be_switched_off() {
     let db = TestDb::new().await;
     let replica = Replica::start_with(&db, &["--worker-sse-enabled", "false"]).await;
     let answer = replica.get("/v1/worker/tasks/stream?worker_id=w").await;
-    assert_eq!(
-        (answer.status, answer.problem().as_str()),
-        (503, "sse_disabled")
-    );
+    assert_eq!((answer.status, answer.problem().as_str()), (503, "sse_disabled"));
     replica.create(json!({"title": "the rest works"})).await;
 }
 
@@ -410,19 +328,14 @@ async fn s9_a_worker_that_fell_silent_is_not_connected_any_more_and_loses_its_cl
     let claim = replica.claim(&id, "caller").await.expect(200);
     assert_eq!((count().await, &claim["lease_expires_in"]), (1, &json!(2)));
 
-    eventually("the silent worker is not connected", async || {
-        (count().await == 0).then_some(())
-    })
-    .await;
+    eventually("the silent worker is not connected", async || (count().await == 0).then_some(()))
+        .await;
     let task = eventually("its claim is released", async || {
         let task = replica.task(&id).await;
         (task["status"] == "pending").then_some(task)
     })
     .await;
-    assert_eq!(
-        (&task["claimed_by"], &task["attempt"]),
-        (&json!(null), &json!(1))
-    );
+    assert_eq!((&task["claimed_by"], &task["attempt"]), (&json!(null), &json!(1)));
 }
 
 #[tokio::test]
@@ -460,10 +373,7 @@ async fn s10_a_drained_replica_says_goodbye_to_its_streams_and_exits_in_time() {
     replica.signal("TERM");
     for stream in &mut streams {
         let error = stream.expect("error").await.data;
-        assert_eq!(
-            (&error["code"], &error["reconnect"]),
-            (&json!("draining"), &json!(true))
-        );
+        assert_eq!((&error["code"], &error["reconnect"]), (&json!("draining"), &json!(true)));
         assert!(stream.has_ended().await);
     }
     let status = replica.ends_within(Duration::from_secs(4)).await;

@@ -64,11 +64,7 @@ impl Session {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let free = [0; 2].map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let ports = free.map(|listener| listener.local_addr().unwrap().port());
-        let session = Self {
-            dir: dir.canonicalize().unwrap(),
-            ports,
-            shell: None,
-        };
+        let session = Self { dir: dir.canonicalize().unwrap(), ports, shell: None };
         session.program("cargo", CARGO);
         session.program("docker", DOCKER);
         for name in LINKED {
@@ -83,8 +79,7 @@ impl Session {
     /// Replaces the page's ports by ours.
     fn ported(&self, text: &str) -> String {
         let [a, b] = self.ports.map(|port| format!("127.0.0.1:{port}"));
-        text.replace("127.0.0.1:8000", &a)
-            .replace("127.0.0.1:8001", &b)
+        text.replace("127.0.0.1:8000", &a).replace("127.0.0.1:8001", &b)
     }
 
     fn program(&self, name: &str, text: &str) {
@@ -184,13 +179,9 @@ impl Drop for Session {
 
 /// PATH, and where PostgreSQL's programs are that are not in it.
 fn path_with_postgres() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = std::env::var_os("TASKWIRE_POSTGRES_BIN")
-        .map(PathBuf::from)
-        .into_iter()
-        .collect();
-    folders.extend(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    ));
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("TASKWIRE_POSTGRES_BIN").map(PathBuf::from).into_iter().collect();
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     folders.extend(installed.flatten().map(|entry| entry.path().join("bin")));
     folders
@@ -199,10 +190,7 @@ fn path_with_postgres() -> Vec<PathBuf> {
 fn kill<'a>(signal: &str, pids: impl Iterator<Item = &'a str>) {
     for pid in pids {
         let mut kill = Command::new("kill");
-        kill.args(["-s", signal, "--", pid])
-            .stderr(Stdio::null())
-            .status()
-            .expect("kill runs");
+        kill.args(["-s", signal, "--", pid]).stderr(Stdio::null()).status().expect("kill runs");
     }
 }
 

@@ -21,10 +21,7 @@ async fn shared() -> &'static Shared {
     SHARED
         .get_or_init(|| async {
             if let Some(url) = std::env::var_os("DATABASE_URL").filter(|url| !url.is_empty()) {
-                return Shared {
-                    url: url.into_string().expect("UTF-8"),
-                    _own: None,
-                };
+                return Shared { url: url.into_string().expect("UTF-8"), _own: None };
             }
             let own = Embedded::start(&Options {
                 data_dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("postgres"),
@@ -34,10 +31,7 @@ async fn shared() -> &'static Shared {
             .await
             .expect("the tests' Postgres starts");
             drop_leftovers(own.url()).await;
-            Shared {
-                url: own.url().to_owned(),
-                _own: Some(own),
-            }
+            Shared { url: own.url().to_owned(), _own: Some(own) }
         })
         .await
 }
@@ -61,11 +55,7 @@ async fn drop_leftovers(url: &str) {
 
 async fn connect(url: &str) -> sqlx::PgConnection {
     let options: PgConnectOptions = url.parse().expect("a Postgres URL");
-    options
-        .disable_statement_logging()
-        .connect()
-        .await
-        .expect("Postgres answers")
+    options.disable_statement_logging().connect().await.expect("Postgres answers")
 }
 
 /// One test's database.
@@ -83,9 +73,7 @@ impl TestDb {
         let name = format!("taskwire_test_{}_{number}", std::process::id());
         let mut admin = connect(&shared.url).await;
         admin
-            .execute(sqlx::raw_sql(AssertSqlSafe(format!(
-                "create database {name}"
-            ))))
+            .execute(sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))))
             .await
             .expect("a database is created");
         let _ = admin.close().await;
@@ -94,28 +82,19 @@ impl TestDb {
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .connect_lazy_with(url.parse().expect("a Postgres URL"));
-        Self {
-            name,
-            url,
-            pool,
-            admin_url: shared.url.clone(),
-        }
+        Self { name, url, pool, admin_url: shared.url.clone() }
     }
 
     /// Runs SQL as an operator would.
     pub async fn execute(&self, sql: &str) {
-        let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-            .execute(&self.pool)
-            .await;
+        let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await;
         done.unwrap_or_else(|error| panic!("{error}: {sql}"));
     }
 
     /// The one value that a query gives, as text.
     pub async fn value(&self, sql: &str) -> String {
         let sql = format!("select ({sql})::text");
-        let row = sqlx::raw_sql(AssertSqlSafe(sql.clone()))
-            .fetch_one(&self.pool)
-            .await;
+        let row = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch_one(&self.pool).await;
         let value: Option<String> = row.unwrap_or_else(|error| panic!("{error}: {sql}")).get(0);
         value.unwrap_or_default()
     }
@@ -131,9 +110,7 @@ impl Drop for TestDb {
         };
         // Drop is not async, and this thread may be inside a runtime: so another thread.
         let dropper = std::thread::spawn(|| {
-            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build()
             {
                 runtime.block_on(drop);
             }

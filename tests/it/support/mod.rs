@@ -29,10 +29,7 @@ where
         if let Some(found) = check().await {
             return found;
         }
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "did not happen within {PATIENCE:?}: {what}"
-        );
+        assert!(begun.elapsed() < PATIENCE, "did not happen within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

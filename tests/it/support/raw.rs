@@ -60,24 +60,16 @@ async fn read_answer(from: &mut (impl AsyncReadExt + Unpin), is_head: bool) -> O
         let name: HeaderName = name.parse().expect("a header's name");
         headers.append(name, HeaderValue::from_str(value).expect("its value"));
     }
-    let length = headers.get("content-length").map_or(0, |value| {
-        value
-            .to_str()
-            .expect("ASCII")
-            .parse()
-            .expect("a number of bytes")
-    });
+    let length = headers
+        .get("content-length")
+        .map_or(0, |value| value.to_str().expect("ASCII").parse().expect("a number of bytes"));
     let end = head_end + if is_head { 0 } else { length };
     while bytes.len() < end {
         let read = from.read_buf(&mut bytes).await.unwrap_or(0);
         assert!(read > 0, "the answer was cut off");
     }
     let text = String::from_utf8(bytes[head_end..end].to_vec()).expect("UTF-8");
-    Some(Answer {
-        status,
-        headers,
-        text,
-    })
+    Some(Answer { status, headers, text })
 }
 
 /// The bytes of a request with a body and its length.
@@ -110,10 +102,7 @@ impl Soundness {
         eventually("many requests at once are answered", async || {
             let asks = (0..32).map(|_| replica.get("/v1/workers/connected"));
             let answers = join_all(asks).await;
-            answers
-                .iter()
-                .all(|answer| answer.status == 200)
-                .then_some(())
+            answers.iter().all(|answer| answer.status == 200).then_some(())
         })
         .await;
         let ready = replica.get("/readyz").await.expect(200);

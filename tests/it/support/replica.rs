@@ -34,10 +34,7 @@ impl Answer {
 
     /// The `code` of a problem, after checking that it is a well-made one.
     pub fn problem(&self) -> String {
-        let kind = self
-            .headers
-            .get("content-type")
-            .and_then(|v| v.to_str().ok());
+        let kind = self.headers.get("content-type").and_then(|v| v.to_str().ok());
         assert_eq!(kind, Some("application/problem+json"), "{self:?}");
         let body = self.json();
         assert_eq!(body["status"], self.status, "{self:?}");
@@ -86,18 +83,12 @@ impl Replica {
         collect(child.stdout.take().expect("piped"), Arc::clone(&out));
         collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         // From here on a panic ends the process too.
-        let mut replica = Self {
-            url: String::new(),
-            child,
-            log,
-            client,
-        };
+        let mut replica = Self { url: String::new(), child, log, client };
         replica.url = eventually("the server says where it serves", || {
             let ended = replica.child.try_wait().expect("the child can be asked");
             assert!(ended.is_none(), "the server ended");
             let found = out.lock().unwrap().lines().find_map(|line| {
-                line.split_once("serves on ")
-                    .map(|(_, url)| url.trim().to_owned())
+                line.split_once("serves on ").map(|(_, url)| url.trim().to_owned())
             });
             async { found }
         })
@@ -116,9 +107,7 @@ impl Replica {
 
     /// Sends the process a signal by name.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", name, &self.pid().to_string()])
-            .status();
+        let sent = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
         assert!(sent.expect("kill runs").success());
     }
 
@@ -172,17 +161,11 @@ impl Replica {
         let body = json!({
             "name": worker, "worker_id": worker, "codebases": codebases, "capabilities": capabilities,
         });
-        self.post("/v1/agent/workers/register", body)
-            .await
-            .expect(200);
+        self.post("/v1/agent/workers/register", body).await.expect(200);
     }
 
     pub async fn claim(&self, task: &str, worker: &str) -> Answer {
-        self.post(
-            &format!("/v1/tasks/{task}/claim"),
-            json!({ "worker_id": worker }),
-        )
-        .await
+        self.post(&format!("/v1/tasks/{task}/claim"), json!({ "worker_id": worker })).await
     }
 
     /// Ends a claim: `verb` is complete, fail or release.

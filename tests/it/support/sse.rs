@@ -17,10 +17,7 @@ pub struct Event {
 impl Event {
     /// The id of the task that it is about.
     pub fn task(&self) -> &str {
-        self.data["task_id"]
-            .as_str()
-            .or_else(|| self.data["id"].as_str())
-            .unwrap_or_default()
+        self.data["task_id"].as_str().or_else(|| self.data["id"].as_str()).unwrap_or_default()
     }
 }
 
@@ -40,11 +37,7 @@ impl SseStream {
         }
         let response = request.send().await.expect("the stream answers");
         assert_eq!(response.status(), 200, "{response:?}");
-        Self {
-            response,
-            worker_id: String::new(),
-            unread: Vec::new(),
-        }
+        Self { response, worker_id: String::new(), unread: Vec::new() }
     }
 
     /// The next event of whatever kind.
@@ -57,10 +50,7 @@ impl SseStream {
 
     /// The next event; `None` at the end of the stream, or when nothing comes in time.
     pub async fn next_within(&mut self, limit: Duration) -> Option<Event> {
-        tokio::time::timeout(limit, self.read())
-            .await
-            .ok()
-            .flatten()
+        tokio::time::timeout(limit, self.read()).await.ok().flatten()
     }
 
     async fn read(&mut self) -> Option<Event> {
@@ -69,10 +59,7 @@ impl SseStream {
                 let block: Vec<u8> = self.unread.drain(..end + 2).collect();
                 let event = parse(std::str::from_utf8(&block).expect("UTF-8"));
                 if event.name == "connected" {
-                    event.data["worker_id"]
-                        .as_str()
-                        .unwrap()
-                        .clone_into(&mut self.worker_id);
+                    event.data["worker_id"].as_str().unwrap().clone_into(&mut self.worker_id);
                 }
                 return Some(event);
             }
@@ -113,27 +100,19 @@ impl SseStream {
 
     /// Whether the server ended the stream.
     pub async fn has_ended(&mut self) -> bool {
-        tokio::time::timeout(PATIENCE, async { while self.read().await.is_some() {} })
-            .await
-            .is_ok()
+        tokio::time::timeout(PATIENCE, async { while self.read().await.is_some() {} }).await.is_ok()
     }
 }
 
 fn parse(block: &str) -> Event {
-    let mut event = Event {
-        name: String::new(),
-        data: Value::Null,
-    };
+    let mut event = Event { name: String::new(), data: Value::Null };
     for line in block.lines() {
         if let Some(name) = line.strip_prefix("event: ") {
             name.clone_into(&mut event.name);
         } else if let Some(data) = line.strip_prefix("data: ") {
             event.data = serde_json::from_str(data).unwrap_or_else(|_| panic!("no JSON: {line}"));
         } else {
-            assert!(
-                line.is_empty() || line.starts_with("retry: "),
-                "unexpected line: {line:?}"
-            );
+            assert!(line.is_empty() || line.starts_with("retry: "), "unexpected line: {line:?}");
         }
     }
     event
