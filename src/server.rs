@@ -35,7 +35,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// How long a leaving replica tries to say so to Postgres.
 const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
-/// Why a replica cannot serve. Each is a sentence for the operator.
+/// Why a replica cannot serve (any more). Each is a sentence for the operator.
 #[derive(Debug)]
 pub enum StartError {
     /// The address cannot be listened on.
@@ -48,6 +48,8 @@ pub enum StartError {
     Store(StoreError),
     /// Notifications do not arrive.
     NoCanary,
+    /// A loop that must run as long as the replica does has ended: a fault of ours.
+    Loop,
 }
 
 impl fmt::Display for StartError {
@@ -67,6 +69,9 @@ impl fmt::Display for StartError {
                  primary: if DATABASE_URL leads through a pooler in transaction mode, set \
                  DATABASE_LISTEN_URL to the direct one",
             ),
+            Self::Loop => {
+                f.write_str("a background loop ended unexpectedly; start the server again")
+            }
         }
     }
 }
@@ -77,7 +82,7 @@ impl std::error::Error for StartError {
             Self::Bind(_, error) => Some(error),
             Self::Url(_, error) | Self::Store(error) => Some(error),
             Self::Migrate(error) => error.source(),
-            Self::NoCanary => None,
+            Self::NoCanary | Self::Loop => None,
         }
     }
 }
@@ -152,7 +157,7 @@ pub struct Replica {
     /// Where it serves.
     pub address: SocketAddr,
     trigger: Trigger,
-    serving: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<Result<(), StartError>>,
     drain: Duration,
 }
 
@@ -166,7 +171,8 @@ impl Replica {
         let address =
             listener.local_addr().map_err(|error| StartError::Bind(config.bind, error))?;
         let (database, listen) = parse_urls(database_url, config.database_listen_url.as_ref())?;
-        for name in migrate_patiently(&database).await? {
+        // By the direct connection: a pooler in transaction mode would lose the session's lock.
+        for name in migrate_patiently(&listen).await? {
             tracing::info!("migration applied: {name}");
         }
         // A claim never outlives the time after which its worker counts as gone (protocol S9).
@@ -210,19 +216,24 @@ impl Replica {
                     hub.drain(drain).await;
                 }
             };
-            accept::serve(listener, http::router(app), drained, shutdown.clone()).await;
+            let serve = accept::serve(listener, http::router(app), drained, shutdown.clone());
+            let result = tokio::select! {
+                () = serve => Ok(()),
+                _ = loops.join_next() => shutdown.is_stopping().then_some(()).ok_or(StartError::Loop),
+            };
             // The loops first: a heartbeat after the farewell would bring the replica back.
             loops.shutdown().await;
             parts.farewell().await;
+            result
         });
         Ok(Self { address, trigger, serving, drain })
     }
 
     /// Serves until a signal, then drains; a second signal, or the hard deadline, ends at once.
-    pub async fn run_until(mut self, mut signal: impl AsyncFnMut()) {
+    pub async fn run_until(mut self, mut signal: impl AsyncFnMut()) -> Result<(), StartError> {
         tokio::select! {
             () = signal() => {}
-            _ = &mut self.serving => return,
+            ended = &mut self.serving => return ended.unwrap_or(Err(StartError::Loop)),
         }
         tracing::info!(
             "draining: streams end over {} s, requests in flight are finished",
@@ -230,7 +241,7 @@ impl Replica {
         );
         self.trigger.advance(Stage::Draining);
         tokio::select! {
-            _ = &mut self.serving => return,
+            ended = &mut self.serving => return ended.unwrap_or(Err(StartError::Loop)),
             () = tokio::time::sleep(self.drain + DRAIN_GRACE) => {
                 tracing::warn!("the drain took too long, stopping now");
             }
@@ -238,6 +249,7 @@ impl Replica {
         }
         self.trigger.advance(Stage::Stopping);
         let _ = tokio::time::timeout(FAREWELL_WAIT, &mut self.serving).await;
+        Ok(())
     }
 }
 

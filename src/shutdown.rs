@@ -50,6 +50,12 @@ impl Shutdown {
         *self.0.borrow() >= Stage::Draining
     }
 
+    /// Whether everything stops.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        *self.0.borrow() >= Stage::Stopping
+    }
+
     /// Resolves once `stage` was reached, also if that was before the call.
     pub async fn reached(&self, stage: Stage) {
         let mut stages = self.0.clone();

@@ -23,11 +23,11 @@ pub(super) fn serve(config: &Config) -> Result<(), Fatal> {
         if config.log_format == LogFormat::Text {
             welcome::print(address, own.is_some().then_some(config.data_dir.as_path()));
         }
-        replica.run_until(async || signals.next().await).await;
+        let ended = replica.run_until(async || signals.next().await).await;
         if let Some(own) = own {
             own.stop().await;
         }
-        Ok(())
+        Ok(ended?)
     })
 }
 

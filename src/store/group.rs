@@ -83,7 +83,7 @@ impl<B: Batch> Group<B> {
         let (queue, waiting) = mpsc::channel(QUEUE_OPS_MAX);
         let lane = Arc::new(Lane { batch, waiting: Mutex::new(waiting) });
         for _ in 0..IN_FLIGHT {
-            tokio::spawn(Arc::clone(&lane).run());
+            tokio::spawn(Arc::clone(&lane).keep_running());
         }
         Self { queue, room_kib: Arc::new(Semaphore::new(QUEUE_KIB_MAX)) }
     }
@@ -105,6 +105,13 @@ struct Lane<B: Batch> {
 }
 
 impl<B: Batch> Lane<B> {
+    /// A panic would be a fault of ours, and ends one batch, not the lane.
+    async fn keep_running(self: Arc<Self>) {
+        while tokio::spawn(Arc::clone(&self).run()).await.is_err() {
+            tracing::error!("a batch panicked; its requests are answered 503");
+        }
+    }
+
     async fn run(self: Arc<Self>) {
         while let Some(batch) = self.next().await {
             let (ops, callers): (Vec<_>, Vec<_>) = batch

@@ -5,6 +5,7 @@
 
 mod claims;
 mod error;
+mod finishes;
 mod group;
 mod maintenance;
 pub mod migrate;
@@ -19,8 +20,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
-pub use claims::{Cancelled, Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Verb};
+pub use claims::{Cancelled, Claim, ClaimAsk, Claimed};
 pub use error::{StoreError, chain, report};
+pub use finishes::{Finish, FinishAsk, Finished, Verb};
 pub use maintenance::Reaped;
 pub use pushes::{Cancellation, PushTask, Ready};
 pub use streams::{Opened, Review, StreamAsk};
@@ -31,6 +33,8 @@ use group::Group;
 
 /// Connections in the pool of a replica. Group commit needs few; the rest serve reads.
 const POOL_CONNECTIONS_MAX: u32 = 16;
+/// Connections that are kept open, so that a first burst does not wait for handshakes.
+const POOL_CONNECTIONS_MIN: u32 = 4;
 /// How long a request waits for a connection: within it an answer must leave (protocol E3).
 const POOL_WAIT: Duration = Duration::from_millis(900);
 /// A statement that runs longer is ended by Postgres.
@@ -61,7 +65,7 @@ struct Inner {
     times: Times,
     create: Group<tasks::CreateBatch>,
     claim: Group<claims::ClaimBatch>,
-    finish: Group<claims::FinishBatch>,
+    finish: Group<finishes::FinishBatch>,
     open: Group<streams::OpenBatch>,
 }
 
@@ -83,12 +87,13 @@ impl Store {
         ]);
         let pool = PgPoolOptions::new()
             .max_connections(POOL_CONNECTIONS_MAX)
+            .min_connections(POOL_CONNECTIONS_MIN)
             .acquire_timeout(POOL_WAIT)
             .connect_lazy_with(options);
         Self(Arc::new(Inner {
             create: Group::start(tasks::CreateBatch { pool: pool.clone() }),
             claim: Group::start(claims::ClaimBatch { pool: pool.clone(), lease: times.lease }),
-            finish: Group::start(claims::FinishBatch { pool: pool.clone() }),
+            finish: Group::start(finishes::FinishBatch { pool: pool.clone() }),
             open: Group::start(streams::OpenBatch { pool: pool.clone() }),
             listen: listen.application_name("taskwire listener"),
             pool,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use crate::support::{Replica, TestDb};
+use crate::support::{Replica, TestDb, eventually};
 
 #[tokio::test]
 async fn c1_of_a_thousand_racing_claims_over_two_replicas_one_wins() {
@@ -271,4 +271,32 @@ async fn the_older_servers_calls_claim_and_end_tasks_too() {
     replica.stream("worker_id=w").await;
     let connected = replica.get("/v1/worker/connected").await.expect(200);
     assert!(connected["workers"].is_array() && connected["count"].is_number());
+}
+
+#[tokio::test]
+async fn a_cancellation_said_while_its_owner_was_away_is_told_when_it_is_back() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    let mut stream = replica.stream("worker_id=w").await;
+    let id = replica.create(json!({"title": "x"})).await;
+    assert_eq!(stream.announced().await, id);
+    replica.claim(&id, "w").await.expect(200);
+    drop(stream);
+    replica.post(&format!("/v1/tasks/{id}/cancel"), json!({})).await.expect(200);
+    let mut stream = replica.stream("worker_id=w").await;
+    assert_eq!(stream.expect("task_cancelled").await.task(), id);
+}
+
+#[tokio::test]
+async fn a_task_that_nobody_claimed_in_time_fails() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    db.execute("insert into tasks (title, expires_at) values ('x', now() + interval '1 s')").await;
+    let id = db.value("select id from tasks").await;
+    let failed = eventually("it has failed", async || {
+        let task = replica.task(&id).await;
+        (task["status"] == "failed").then_some(task)
+    })
+    .await;
+    assert_eq!(failed["error"], "expired before it was claimed");
 }

@@ -100,3 +100,85 @@ async fn backends_that_are_killed_at_random_cost_no_acknowledged_task() {
         "0"
     );
 }
+
+#[tokio::test]
+async fn an_outage_longer_than_a_lease_costs_a_connected_worker_none_of_its_claims() {
+    let db = TestDb::new().await;
+    let replica = Replica::start_with(&db, &["--lease-seconds", "1"]).await;
+    let mut stream = replica.stream("worker_id=w").await;
+    let id = replica.create(json!({"title": "x", "max_attempts": 1})).await;
+    assert_eq!(stream.announced().await, id);
+    replica.claim(&id, "w").await.expect(200);
+    // As after a minute without Postgres: every sign of life is old, and the lease has lapsed.
+    db.execute(
+        "begin;
+         lock table replicas in exclusive mode;
+         update replicas set last_seen_at = now() - interval '1 min';
+         update workers set last_seen_at = now() - interval '1 min';
+         update tasks set lease_expires_at = now() - interval '50 s';
+         commit",
+    )
+    .await;
+    eventually("the lease moves on", async || {
+        let left = db.value("select lease_expires_at > now() from tasks").await;
+        let task = replica.task(&id).await;
+        assert_eq!((&task["status"], &task["claim_epoch"]), (&json!("running"), &json!(1)));
+        (left == "true").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_has_locked_holds_up_nobody_else() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    replica.register("w", &[], &[]).await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let id = replica.create(json!({"title": format!("{n}")})).await;
+        replica.claim(&id, "w").await.expect(200);
+        ids.push(id);
+    }
+    let unclaimed = replica.create(json!({"title": "unclaimed"})).await;
+    let mut operator = db.pool.begin().await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "select 1 from tasks where id in ('{}', '{unclaimed}') for update",
+        ids[0]
+    )))
+    .execute(&mut *operator)
+    .await
+    .unwrap();
+
+    let begun = Instant::now();
+    let lost = replica.claim(&unclaimed, "w").await;
+    assert_eq!((lost.status, lost.problem().as_str()), (409, "already_claimed"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+
+    let finish = ids.iter().map(|id| replica.finish("complete", id, "w", json!({})));
+    let mut answers = futures_util::future::join_all(finish).await;
+    let locked = answers.remove(0);
+    assert_eq!((locked.status, locked.problem().as_str()), (503, "contended"));
+    for answer in answers {
+        answer.expect(200);
+    }
+    operator.rollback().await.unwrap();
+    replica.finish("complete", &ids[0], "w", json!({})).await.expect(200);
+}
+
+#[tokio::test]
+async fn replicas_that_serve_the_same_workers_do_not_deadlock() {
+    let db = TestDb::new().await;
+    let replicas = [Replica::start(&db).await, Replica::start(&db).await];
+    // Everybody reconnects to the other replica again and again, and calls meanwhile.
+    let worker = async |n: usize| {
+        for round in 0..6 {
+            let stream = replicas[(n + round) % 2].stream(&format!("worker_id=w-{n}")).await;
+            let path = format!("/v1/agent/workers/w-{n}/heartbeat");
+            replicas[(n + round + 1) % 2].post(&path, json!({})).await.expect(200);
+            drop(stream);
+        }
+    };
+    futures_util::future::join_all((0..40).map(worker)).await;
+    let sql = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(db.value(sql).await, "0");
+}

@@ -253,3 +253,25 @@ async fn many_streams_each_hear_of_every_task_once() {
         assert_eq!(heard.into_iter().collect::<HashSet<_>>(), ids);
     }
 }
+
+#[tokio::test]
+async fn arrivals_do_not_starve_what_waits_and_matters_more() {
+    let db = TestDb::new().await;
+    let replica = Replica::start_with(&db, &["--worker-sse-window", "4"]).await;
+    let mut stream = replica.stream("worker_id=w&events=task_available").await;
+    db.execute(
+        "insert into tasks (title, priority) select 'better', 10 from generate_series(1, 12)",
+    )
+    .await;
+    let mut heard = stream.announced_many(4).await;
+    // For each task that the worker claims, a worse one arrives.
+    for _ in 0..8 {
+        replica.claim(&heard.remove(0), "w").await.expect(200);
+        replica.create(json!({"title": "worse"})).await;
+        while heard.len() < 4 {
+            let event = stream.expect("task_available").await;
+            assert_eq!(event.data["title"], "better");
+            heard.push(event.task().to_owned());
+        }
+    }
+}

@@ -41,7 +41,7 @@ fn blocks() -> Vec<Block> {
         let body: Vec<_> = body.take_while(|line| *line != "```").collect();
         match (language, blocks.last_mut()) {
             ("sh", _) => {
-                blocks.push(Block { line: number, text: body.join("\n"), shown: Vec::new() })
+                blocks.push(Block { line: number, text: body.join("\n"), shown: Vec::new() });
             }
             ("text" | "json", Some(before)) if follows_commands => {
                 before.shown = body.iter().map(|line| (*line).to_owned()).collect();
