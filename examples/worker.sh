@@ -1,6 +1,6 @@
 #!/bin/sh
 # A Taskwire worker in sh and curl. Put your work into `run`; CODEBASES=my-project CAPABILITIES=build ./worker.sh
-# A task that takes longer than a minute should also send heartbeats, as worker_sse_client.py does.
+# The open stream keeps its claims alive, however long `run` takes.
 run() { printf '{"bytes":%d}' "$(wc -c)"; } # the task's JSON on stdin, a JSON result on stdout; non-zero: failed
 server=${TASKWIRE_SERVER:-http://127.0.0.1:8000} me=${WORKER_ID:-$(uname -n)-$$-$(date +%s)} answer=$(mktemp)
 ask() { # $1 path, $2 fields. Until there is an answer: claim_id and claim_epoch make it safe to repeat.

@@ -38,6 +38,8 @@ pub struct Cancellation {
 }
 
 struct PushRow {
+    /// Which of the workers that were asked for; nothing where none was.
+    n: i64,
     id: TaskId,
     title: String,
     codebase_id: String,
@@ -111,35 +113,14 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<Vec<PushTask>>, StoreError> {
         let ids: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
-        let rows = sqlx::query_file!("src/store/sql/push_backlog.sql", &ids as &[&str], limit)
-            .fetch_all(self.pool())
-            .await?;
+        let rows =
+            sqlx::query_file_as!(PushRow, "src/store/sql/push_backlog.sql", &ids as &[&str], limit)
+                .fetch_all(self.pool())
+                .await?;
         let mut backlogs: Vec<Vec<PushTask>> = workers.iter().map(|_| Vec::new()).collect();
         for row in rows {
             let backlog = usize::try_from(row.n - 1).ok().and_then(|n| backlogs.get_mut(n));
             if let Some(backlog) = backlog {
-                let row = PushRow {
-                    id: row.id,
-                    title: row.title,
-                    codebase_id: row.codebase_id,
-                    priority: row.priority,
-                    required_capabilities: row.required_capabilities,
-                    target_worker_id: row.target_worker_id,
-                    target_agent_name: row.target_agent_name,
-                    agent_type: row.agent_type,
-                    prompt: row.prompt,
-                    metadata: row.metadata,
-                    error: row.error,
-                    attempt: row.attempt,
-                    max_attempts: row.max_attempts,
-                    timeout_seconds: row.timeout_seconds,
-                    claim_epoch: row.claim_epoch,
-                    created_at: row.created_at,
-                    run_at: row.run_at,
-                    expires_at: row.expires_at,
-                    is_large: row.is_large,
-                    ready_xid: row.ready_xid,
-                };
                 backlog.push(row.into());
             }
         }

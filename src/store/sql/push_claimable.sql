@@ -1,7 +1,7 @@
 -- push_claimable
 -- Those of some tasks that can be claimed now, as they are pushed: the large columns of a task that
 -- would not fit into a frame stay behind.
-select t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
+select 0::bigint as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
        t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
        case when l.is_large then null else t.prompt end as prompt,
        case when l.is_large then null else t.metadata end as metadata,
