@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
@@ -10,6 +11,8 @@ use tokio::sync::OnceCell;
 
 /// The Postgres that all tests of this run share. Its guard stops it when this process ends.
 static SHARED: OnceCell<Shared> = OnceCell::const_new();
+/// How long a test waits for its database to be dropped.
+const DROP_WAIT: Duration = Duration::from_secs(2);
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 struct Shared {
@@ -21,7 +24,8 @@ async fn shared() -> &'static Shared {
     SHARED
         .get_or_init(|| async {
             if let Some(url) = std::env::var_os("DATABASE_URL").filter(|url| !url.is_empty()) {
-                return Shared { url: url.into_string().expect("UTF-8"), _own: None };
+                let url = url.into_string().expect("UTF-8");
+                return Shared { url, _own: None };
             }
             let own = Embedded::start(&Options {
                 data_dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("postgres"),
@@ -36,7 +40,8 @@ async fn shared() -> &'static Shared {
         .await
 }
 
-/// Databases of test runs that were killed.
+/// Databases of test runs that were killed. Only on the tests' own Postgres: elsewhere the process
+/// of that number may run on another machine.
 async fn drop_leftovers(url: &str) {
     let mut admin = connect(url).await;
     let names = admin
@@ -108,13 +113,17 @@ impl Drop for TestDb {
             let sql = format!("drop database if exists {name} with (force)");
             let _ = admin.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         };
-        // Drop is not async, and this thread may be inside a runtime: so another thread.
-        let dropper = std::thread::spawn(|| {
+        // Drop is not async, and this thread may be inside a runtime: so another thread. Not waited
+        // for to its end: Postgres 15 was seen to take up to a minute over it, until its autovacuum
+        // launcher stirs (wait event ProcSignalBarrier).
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
             if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build()
             {
                 runtime.block_on(drop);
             }
+            let _ = done.send(());
         });
-        let _ = dropper.join();
+        let _ = is_done.recv_timeout(DROP_WAIT);
     }
 }
