@@ -257,18 +257,21 @@ async fn many_streams_each_hear_of_every_task_once() {
 #[tokio::test]
 async fn arrivals_do_not_starve_what_waits_and_matters_more() {
     let db = TestDb::new().await;
-    let replica = Replica::start_with(&db, &["--worker-sse-window", "4"]).await;
+    let replica = Replica::start_with(&db, &["--worker-sse-window", "8"]).await;
     let mut stream = replica.stream("worker_id=w&events=task_available").await;
     db.execute(
-        "insert into tasks (title, priority) select 'better', 10 from generate_series(1, 12)",
+        "insert into tasks (title, priority) select 'better', 10 from generate_series(1, 20)",
     )
     .await;
-    let mut heard = stream.announced_many(4).await;
-    // For each task that the worker claims, a worse one arrives.
-    for _ in 0..8 {
-        replica.claim(&heard.remove(0), "w").await.expect(200);
-        replica.create(json!({"title": "worse"})).await;
-        while heard.len() < 4 {
+    let mut heard = stream.announced_many(8).await;
+    // After each claim there is room for one, but not yet enough for a look at the backlog: a worse
+    // task that arrives then must not take it.
+    for _ in 0..6 {
+        for _ in 0..2 {
+            replica.claim(&heard.remove(0), "w").await.expect(200);
+            replica.create(json!({"title": "worse"})).await;
+        }
+        for _ in 0..2 {
             let event = stream.expect("task_available").await;
             assert_eq!(event.data["title"], "better");
             heard.push(event.task().to_owned());
