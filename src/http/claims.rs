@@ -110,9 +110,7 @@ async fn complete(
     MaybeJsonBody(body): MaybeJsonBody<CompleteBody>,
 ) -> Result<Json<FinishAnswer>, Problem> {
     let worker_id = caller.worker(body.worker_id.as_deref())?;
-    if let Some(result) = &body.result {
-        limits::check_json("result", result).map_err(Problem::Invalid)?;
-    }
+    check_result(body.result.as_ref())?;
     finish(&app, task_id, worker_id, body.claim_epoch, Verb::Complete(body.result)).await.map(Json)
 }
 
@@ -158,6 +156,10 @@ async fn fail(
     let error = check_error(body.error)?;
     let verb = Verb::Fail { error, retry: body.retry, retry_after };
     finish(&app, task_id, worker_id, body.claim_epoch, verb).await.map(Json)
+}
+
+fn check_result(result: Option<&Value>) -> Result<(), Problem> {
+    result.map_or(Ok(()), |result| limits::check_json("result", result).map_err(Problem::Invalid))
 }
 
 /// An error's text is cut, not refused: a stack trace that is too long must not cost the report.
@@ -257,9 +259,7 @@ async fn older_release(
 ) -> Result<Json<Value>, Problem> {
     let worker_id = caller.worker(body.worker_id.as_deref())?;
     let task_id = parse_task_id(&body.task_id)?;
-    if let Some(result) = &body.result {
-        limits::check_json("result", result).map_err(Problem::Invalid)?;
-    }
+    check_result(body.result.as_ref())?;
     let error = check_error(body.error)?;
     let verb = match body.status.as_str() {
         "completed" => Verb::Complete(body.result),

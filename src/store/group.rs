@@ -55,6 +55,7 @@ pub(crate) trait Batch: Send + Sync + 'static {
 /// Who waits for an answer.
 struct Caller<Out> {
     answer: oneshot::Sender<Result<Out, StoreError>>,
+    /// Gives the operation's share of the queue back when it is answered.
     _room: OwnedSemaphorePermit,
 }
 
@@ -67,9 +68,7 @@ impl<Out> Caller<Out> {
 
 struct Waiting<B: Batch> {
     op: B::Op,
-    answer: oneshot::Sender<Result<B::Out, StoreError>>,
-    /// Gives the operation's share of the queue back when it is answered.
-    room: OwnedSemaphorePermit,
+    caller: Caller<B::Out>,
 }
 
 /// The queue in front of one kind of statement.
@@ -94,7 +93,8 @@ impl<B: Batch> Group<B> {
         let room =
             Arc::clone(&self.room_kib).try_acquire_many_owned(kib).map_err(|_| StoreError::Busy)?;
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { op, answer, room }).map_err(|_| StoreError::Busy)?;
+        let caller = Caller { answer, _room: room };
+        self.queue.try_send(Waiting { op, caller }).map_err(|_| StoreError::Busy)?;
         answered.await.unwrap_or(Err(StoreError::Busy))
     }
 }
@@ -114,10 +114,8 @@ impl<B: Batch> Lane<B> {
 
     async fn run(self: Arc<Self>) {
         while let Some(batch) = self.next().await {
-            let (ops, callers): (Vec<_>, Vec<_>) = batch
-                .into_iter()
-                .map(|w| (w.op, Caller { answer: w.answer, _room: w.room }))
-                .unzip();
+            let (ops, callers): (Vec<_>, Vec<_>) =
+                batch.into_iter().map(|waiting| (waiting.op, waiting.caller)).unzip();
             match self.attempt(&ops).await {
                 Ok(outs) => {
                     for (caller, out) in callers.into_iter().zip(outs) {
@@ -131,7 +129,7 @@ impl<B: Batch> Lane<B> {
                     self.refuse_waiting(&error);
                 }
                 // One of them is bad, or meets a locked row. To find out which must not hold up
-                // those who come after.
+                // those who come after. (One that was alone is tried once more: a deadlock passes.)
                 Err(_) => {
                     let members = ops.into_iter().zip(callers);
                     tokio::spawn(Arc::clone(&self).run_singly(members.collect()));
@@ -175,7 +173,7 @@ impl<B: Batch> Lane<B> {
             return;
         };
         while let Ok(late) = waiting.try_recv() {
-            let _ = late.answer.send(Err(error.clone()));
+            late.caller.answer(Err(error.clone()));
         }
     }
 }
