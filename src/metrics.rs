@@ -29,6 +29,7 @@ pub struct Metrics {
     pub listener_losses: Counter,
     streams_ended: Family<Outcome, Counter>,
     claims: Family<Outcome, Counter>,
+    heartbeats: Family<Outcome, Counter>,
     finishes: Family<Outcome, Counter>,
     reaped: Family<Outcome, Counter>,
     responses: Family<StatusCode, Counter>,
@@ -45,6 +46,7 @@ impl Metrics {
         let listener_losses = Counter::default();
         let streams_ended = Family::default();
         let claims = Family::default();
+        let heartbeats = Family::default();
         let finishes = Family::default();
         let reaped = Family::default();
         let responses = Family::default();
@@ -54,8 +56,13 @@ impl Metrics {
         registry.register("listener_losses", "Lost LISTEN connections", listener_losses.clone());
         registry.register("streams_ended", "Streams that the server ended", streams_ended.clone());
         registry.register("claims", "Claims by outcome", claims.clone());
+        registry.register("heartbeats", "Heartbeats of claims by outcome", heartbeats.clone());
         registry.register("finishes", "Ends of claims by outcome", finishes.clone());
-        registry.register("reaped", "Lapsed leases by what became of the task", reaped.clone());
+        registry.register(
+            "reaped",
+            "Leases that ran out by what became of the claim",
+            reaped.clone(),
+        );
         registry.register("http_responses", "HTTP responses by status", responses.clone());
         Self {
             registry,
@@ -65,6 +72,7 @@ impl Metrics {
             listener_losses,
             streams_ended,
             claims,
+            heartbeats,
             finishes,
             reaped,
             responses,
@@ -81,12 +89,17 @@ impl Metrics {
         self.claims.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// Counts a heartbeat of a claim.
+    pub fn heartbeat(&self, outcome: &'static str) {
+        self.heartbeats.get_or_create(&Outcome { outcome }).inc();
+    }
+
     /// Counts the end of a claim.
     pub fn finish(&self, outcome: &'static str) {
         self.finishes.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// Counts lapsed leases.
+    /// Counts leases that ran out.
     pub fn reaped(&self, outcome: &'static str, count: u64) {
         self.reaped.get_or_create(&Outcome { outcome }).inc_by(count);
     }

@@ -21,7 +21,8 @@ use crate::push::hub::Hub;
 use crate::push::inbox::Inbox;
 use crate::push::listener::Listener;
 use crate::push::router::Router;
-use crate::push::{presence, sweep};
+use crate::push::watch::Watch;
+use crate::push::{presence, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::store::migrate::{MigrateError, migrate};
 use crate::store::{Store, StoreError, Times, chain, parse_url};
@@ -185,6 +186,7 @@ impl Replica {
         let app = App::new(
             parts.store.clone(),
             Arc::clone(&parts.hub),
+            Arc::clone(&parts.watch),
             Arc::clone(&parts.seen),
             Arc::clone(&parts.metrics),
             proof.clone(),
@@ -258,6 +260,7 @@ struct Parts {
     store: Store,
     hub: Arc<Hub>,
     inbox: Arc<Inbox>,
+    watch: Arc<Watch>,
     seen: Arc<Seen>,
     metrics: Arc<Metrics>,
     replica: ReplicaId,
@@ -271,6 +274,7 @@ impl Parts {
             store,
             hub: Arc::new(Hub::new(Arc::clone(&metrics))),
             inbox: Arc::default(),
+            watch: Arc::default(),
             seen: Arc::default(),
             metrics,
             replica: ReplicaId::generate(),
@@ -309,6 +313,7 @@ impl Parts {
             stop(),
         )));
         run(Box::pin(sweep::settle(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(watch::run(store.clone(), Arc::clone(&self.watch), stop())));
         run(Box::pin(presence::heartbeat(
             store.clone(),
             Arc::clone(hub),
@@ -317,7 +322,7 @@ impl Parts {
             stop(),
         )));
         run(Box::pin(presence::departures(store.clone(), Arc::clone(hub), stop())));
-        run(Box::pin(reap::run(store.clone(), self.replica, Arc::clone(&self.metrics), stop())));
+        run(Box::pin(reap::run(store.clone(), Arc::clone(&self.metrics), stop())));
         run(Box::pin(expire::run(store.clone(), stop())));
         run(Box::pin(promote::run(store.clone(), stop())));
         run(Box::pin(prune::run(store.clone(), config.retention_days, stop())));

@@ -16,6 +16,12 @@ pub const PROMPT_BYTES_MAX: usize = 1024 * 1024;
 pub const JSON_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of an error text that a worker reports; longer ones are cut, not refused.
 pub const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a heartbeat's message.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// Tasks that one call may claim.
+pub const CLAIM_TASKS_MAX: i64 = 100;
+/// Seconds that a call may wait for a task to claim.
+pub const CLAIM_WAIT_SECONDS_MAX: f64 = 60.0;
 /// Bytes of a cancellation's reason.
 pub const REASON_BYTES_MAX: usize = 1000;
 /// Bytes of an `Idempotency-Key`.

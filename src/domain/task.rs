@@ -38,6 +38,12 @@ impl Status {
         }
     }
 
+    /// Whether it is the end of a task's life.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
     /// Reads the word.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
@@ -49,7 +55,10 @@ impl Status {
 
 /// One task as everybody sees it. The columns' comments in the schema say what each field means.
 #[derive(Clone, Debug, Serialize)]
-#[expect(missing_docs, reason = "`\\d+ tasks` documents each column of this name")]
+#[expect(
+    missing_docs,
+    reason = "`\\d+ tasks` and `\\d+ heartbeats` document each column of this name"
+)]
 pub struct Task {
     pub id: TaskId,
     pub title: String,
@@ -76,6 +85,9 @@ pub struct Task {
     pub error: Option<String>,
     pub cancel_requested_at: Option<DateTime<Utc>>,
     pub cancel_reason: Option<String>,
+    pub progress: Option<f64>,
+    pub message: Option<String>,
+    pub checkpoint: Option<Value>,
 }
 
 impl Task {

@@ -1,4 +1,4 @@
-//! Claims: claim, complete, fail, release, and the same in the words of the older server.
+//! Claims: claim, heartbeat, complete, fail, release, and the same in the words of the older server.
 
 use std::time::Duration;
 
@@ -13,12 +13,15 @@ use super::App;
 use super::extract::{Caller, JsonBody, MaybeJsonBody, TaskInPath, parse_task_id};
 use super::problem::Problem;
 use crate::domain::limits::{self, ERROR_BYTES_MAX, Invalid, RETRY_AFTER_SECONDS_MAX, cut};
-use crate::domain::{Status, Task, TaskId, WorkerId};
-use crate::store::{Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Verb};
+use crate::domain::{Fence, Status, Task, TaskId, WorkerId};
+use crate::store::{
+    Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Heartbeat, HeartbeatAsk, Verb,
+};
 
 pub(super) fn router() -> Router<App> {
     Router::new()
         .route("/v1/tasks/{id}/claim", post(claim))
+        .route("/v1/tasks/{id}/heartbeat", post(heartbeat))
         .route("/v1/tasks/{id}/complete", post(complete))
         .route("/v1/tasks/{id}/fail", post(fail))
         .route("/v1/tasks/{id}/release", post(release))
@@ -37,11 +40,17 @@ struct ClaimBody {
 
 /// The answer to a claim: the whole task and how long the claim lives.
 #[derive(Serialize)]
-struct ClaimAnswer {
+pub(super) struct ClaimAnswer {
     #[serde(flatten)]
     task: Task,
     /// Seconds.
     lease_expires_in: u64,
+}
+
+impl From<Claimed> for ClaimAnswer {
+    fn from(Claimed { task, lease }: Claimed) -> Self {
+        Self { task, lease_expires_in: lease.as_secs() }
+    }
 }
 
 async fn claim(
@@ -62,9 +71,7 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
         app.hub.acted(&worker_id, task_id);
     }
     let (outcome, answer) = match claim {
-        Claim::Claimed(Claimed { task, lease }) => {
-            ("claimed", Ok(ClaimAnswer { task, lease_expires_in: lease.as_secs() }))
-        }
+        Claim::Claimed(claimed) => ("claimed", Ok(claimed.into())),
         Claim::Taken { by } => ("taken", Err(Problem::AlreadyClaimed { task_id, by })),
         Claim::Ended(status) => ("ended", Err(Problem::TaskEnded { task_id, status })),
         Claim::NotDue => ("not_due", Err(Problem::TaskNotDue(task_id))),
@@ -77,6 +84,70 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
     };
     app.metrics.claim(outcome);
     answer
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeartbeatBody {
+    #[serde(default)]
+    worker_id: Option<String>,
+    #[serde(default)]
+    claim_epoch: Option<i64>,
+    #[serde(default)]
+    progress: Option<f64>,
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    checkpoint: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct HeartbeatAnswer {
+    task_id: TaskId,
+    claim_epoch: i64,
+    /// Seconds.
+    lease_expires_in: f64,
+    cancel_requested: bool,
+}
+
+async fn heartbeat(
+    State(app): State<App>,
+    TaskInPath(task_id): TaskInPath,
+    caller: Caller,
+    MaybeJsonBody(body): MaybeJsonBody<HeartbeatBody>,
+) -> Result<Json<HeartbeatAnswer>, Problem> {
+    let worker_id = caller.worker(body.worker_id.as_deref())?;
+    let HeartbeatBody { claim_epoch, progress, message, checkpoint, .. } = body;
+    check_heartbeat(progress, message.as_deref(), checkpoint.as_ref()).map_err(Problem::Invalid)?;
+    let fence = Fence { task_id, worker_id, claim_epoch };
+    let ask = HeartbeatAsk { fence, progress, message, checkpoint };
+    let (outcome, answer) = match app.store.task_heartbeat(ask).await? {
+        Heartbeat::Alive { lease, cancel_requested, claim_epoch } => {
+            // To the millisecond; rounded down, so that nobody relies on more than there is.
+            let lease_expires_in = (lease.as_secs_f64() * 1000.0).floor() / 1000.0;
+            let answer =
+                HeartbeatAnswer { task_id, claim_epoch, lease_expires_in, cancel_requested };
+            ("alive", Ok(Json(answer)))
+        }
+        Heartbeat::Lost(lost) => ("lost", Err(Problem::ClaimLost { task_id, lost })),
+        Heartbeat::NotFound => ("not_found", Err(Problem::TaskNotFound(task_id.to_string()))),
+    };
+    app.metrics.heartbeat(outcome);
+    answer
+}
+
+fn check_heartbeat(
+    progress: Option<f64>,
+    message: Option<&str>,
+    checkpoint: Option<&Value>,
+) -> Result<(), Invalid> {
+    if progress.is_some_and(|progress| !(0.0..=1.0).contains(&progress)) {
+        return Err(Invalid::new("progress", "must be 0 to 1"));
+    }
+    if let Some(message) = message {
+        limits::check_text("message", message, limits::MESSAGE_BYTES_MAX)?;
+    }
+    checkpoint.map_or(Ok(()), |checkpoint| limits::check_json("checkpoint", checkpoint))
 }
 
 /// Where the task stands after its claim ended.
@@ -195,7 +266,7 @@ async fn finish(
     claim_epoch: Option<i64>,
     verb: Verb,
 ) -> Result<FinishAnswer, Problem> {
-    let ask = FinishAsk { task_id, worker_id, claim_epoch, verb };
+    let ask = FinishAsk { fence: Fence { task_id, worker_id, claim_epoch }, verb };
     let (outcome, answer) = match app.store.task_finish(ask).await? {
         Finish::Finished(Finished { status, attempt, max_attempts, claim_epoch, run_in }) => {
             let run_in = (status == Status::Pending).then_some(run_in.as_secs_f64());
@@ -203,9 +274,7 @@ async fn finish(
                 FinishAnswer { task_id, status, attempt, max_attempts, claim_epoch, run_in };
             (status.as_str(), Ok(answer))
         }
-        Finish::Lost { status, claimed_by, claim_epoch } => {
-            ("lost", Err(Problem::ClaimLost { task_id, status, claimed_by, claim_epoch }))
-        }
+        Finish::Lost(lost) => ("lost", Err(Problem::ClaimLost { task_id, lost })),
         Finish::NotFound => ("not_found", Err(Problem::TaskNotFound(task_id.to_string()))),
     };
     app.metrics.finish(outcome);

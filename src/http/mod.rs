@@ -2,7 +2,9 @@
 //! nothing here pushes to a stream.
 
 pub mod accept;
+mod claim_next;
 mod claims;
+mod events;
 mod extract;
 mod health;
 mod problem;
@@ -21,10 +23,12 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
 
 use crate::domain::ReplicaId;
+use crate::domain::limits::CLAIM_WAIT_SECONDS_MAX;
 use crate::maintenance::seen::Seen;
 use crate::metrics::Metrics;
 use crate::push::hub::Hub;
 use crate::push::listener::Proof;
+use crate::push::watch::Watch;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use problem::Problem;
@@ -51,7 +55,10 @@ pub struct Shared {
     pub shutdown: Shutdown,
     pub replica_id: ReplicaId,
     pub streams: StreamSettings,
+    /// What the tasks that somebody follows are read for.
+    pub watch: Arc<Watch>,
     batches: Semaphore,
+    claims: Arc<Semaphore>,
     listings: Semaphore,
 }
 
@@ -73,6 +80,7 @@ impl App {
     pub fn new(
         store: Store,
         hub: Arc<Hub>,
+        watch: Arc<Watch>,
         seen: Arc<Seen>,
         metrics: Arc<Metrics>,
         proof: Proof,
@@ -90,7 +98,9 @@ impl App {
             shutdown,
             replica_id,
             streams,
+            watch,
             batches,
+            claims: Arc::new(Semaphore::new(claim_next::CLAIMS_IN_FLIGHT)),
             listings: Semaphore::new(LISTINGS_IN_FLIGHT),
         }))
     }
@@ -115,6 +125,8 @@ pub fn router(app: App) -> Router {
     Router::new()
         .merge(tasks::router())
         .merge(claims::router())
+        .merge(claim_next::router())
+        .merge(events::router())
         .merge(workers::router())
         .merge(stream::router())
         .merge(health::router())
@@ -136,9 +148,12 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let begun = std::time::Instant::now();
-    let response = match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+    // One route waits on purpose.
+    let waits = if path == "/v1/tasks/claim" { CLAIM_WAIT_SECONDS_MAX } else { 0.0 };
+    let deadline = REQUEST_DEADLINE + Duration::from_secs_f64(waits);
+    let response = match tokio::time::timeout(deadline, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Problem::TooSlow { seconds: REQUEST_DEADLINE.as_secs() }.into_response(),
+        Err(_) => Problem::TooSlow { seconds: deadline.as_secs() }.into_response(),
     };
     let status = response.status().as_u16();
     app.metrics.response(status);

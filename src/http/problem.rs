@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::limits::Invalid;
 use crate::domain::{Status, TaskId};
-use crate::store::{StoreError, chain};
+use crate::store::{Lost, StoreError, chain};
 
 /// Everything that a request can fail with. Handlers use `?`; nothing else knows a status code.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) enum Problem {
     TaskEnded { task_id: TaskId, status: Status },
     TaskNotDue(TaskId),
     TaskExpired(TaskId),
-    ClaimLost { task_id: TaskId, status: Status, claimed_by: Option<String>, claim_epoch: i64 },
+    ClaimLost { task_id: TaskId, lost: Lost },
     IdempotencyKeyTaken,
     Superseded,
     InvalidBatch { errors: Vec<(usize, String)>, count: usize },
@@ -234,25 +234,13 @@ impl Problem {
                 "The task has expired",
                 format!("the expires_at of task {id} is over; it can no longer be claimed"),
             ),
-            Self::ClaimLost { task_id, status, claimed_by, claim_epoch } => of(
-                S::CONFLICT,
-                "claim_lost",
-                "This claim is over",
-                match (status, claimed_by) {
-                    (Status::Pending, _) => format!(
-                        "task {task_id} is pending again; drop the work, or claim it anew"
-                    ),
-                    (Status::Running, Some(by)) => format!(
-                        "task {task_id} belongs to worker {by} at claim epoch {claim_epoch}; drop the work"
-                    ),
-                    (ended, _) => {
-                        format!("task {task_id} is {} already; drop the work", ended.as_str())
-                    }
-                },
-            )
-            .with("task_status", status.as_str())
-            .with("claimed_by", claimed_by.clone())
-            .with("claim_epoch", *claim_epoch),
+            Self::ClaimLost { task_id, lost } => {
+                of(S::CONFLICT, "claim_lost", "This claim is over", lost_because(*task_id, lost))
+                    .with("task_status", lost.status.as_str())
+                    .with("claimed_by", lost.claimed_by.clone())
+                    .with("claim_epoch", lost.claim_epoch)
+                    .with("outcome", lost.outcome.clone())
+            }
             Self::IdempotencyKeyTaken => of(
                 S::CONFLICT,
                 "idempotency_key_taken",
@@ -328,6 +316,28 @@ impl Problem {
             ),
         }
     }
+}
+
+/// What happened to a claim, and what its worker is to do.
+fn lost_because(task_id: TaskId, lost: &Lost) -> String {
+    let ended = match lost.outcome.as_deref() {
+        Some("lapsed") => "it lapsed, as no sign of life came within its lease",
+        Some("timed_out") => "it took longer than the task's timeout_seconds",
+        Some("requeued") => "the task was requeued by hand",
+        Some("cancelled") => "the task was cancelled",
+        Some("completed") => "it had ended as completed",
+        Some("failed") => "it had ended as failed",
+        Some("released") => "it had been released",
+        _ => "this worker has no such claim",
+    };
+    let stands = match (lost.status, &lost.claimed_by) {
+        (Status::Pending, _) => "is pending: drop the work, or claim it anew".to_owned(),
+        (Status::Running, Some(by)) => {
+            format!("belongs to worker {by} at claim epoch {}: drop the work", lost.claim_epoch)
+        }
+        (ended, _) => format!("is {}: drop the work", ended.as_str()),
+    };
+    format!("{ended}; task {task_id} {stands}")
 }
 
 impl Described {

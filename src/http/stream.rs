@@ -30,7 +30,7 @@ use crate::store::{Opened, StoreError, StreamAsk};
 
 /// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
 /// do not come back at once.
-const RETRY_MS: std::ops::Range<u64> = 500..3_000;
+pub(super) const RETRY_MS: std::ops::Range<u64> = 500..3_000;
 
 pub(super) fn router() -> Router<App> {
     Router::new().route("/v1/worker/tasks/stream", get(open).head(head))
@@ -86,7 +86,7 @@ async fn head() -> impl IntoResponse {
     stream_headers()
 }
 
-fn stream_headers() -> [(HeaderName, &'static str); 3] {
+pub(super) fn stream_headers() -> [(HeaderName, &'static str); 3] {
     [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-cache, no-transform"),

@@ -1,4 +1,4 @@
-//! Tasks: create, batch, get, list, cancel.
+//! Tasks: create, batch, get, attempts, list, cancel.
 
 use axum::Json;
 use axum::Router;
@@ -27,6 +27,8 @@ use crate::store::{Cancelled, Create, CreateAsk, StoreError, TaskFilter};
 
 /// Tasks on a page that asks for no number.
 const PAGE_TASKS_DEFAULT: i64 = 100;
+/// Claims of one task that are listed: as many as are kept, and the running one.
+const ATTEMPTS_SHOWN_MAX: i64 = 1001;
 /// Bad tasks of a batch that are named; the rest is counted.
 const BATCH_ERRORS_MAX: usize = 100;
 
@@ -35,6 +37,7 @@ pub(super) fn router() -> Router<App> {
         .route("/v1/tasks", post(create).get(list))
         .route("/v1/tasks/batch", post(create_batch))
         .route("/v1/tasks/{id}", get(read_one))
+        .route("/v1/tasks/{id}/attempts", get(attempts))
         .route("/v1/tasks/{id}/cancel", post(cancel))
 }
 
@@ -144,6 +147,18 @@ async fn find(app: &App, id: TaskId) -> Result<Task, Problem> {
     app.store.task_get(id).await?.ok_or_else(|| Problem::TaskNotFound(id.to_string()))
 }
 
+/// How a task came to where it is: its claims, newest first.
+async fn attempts(
+    State(app): State<App>,
+    TaskInPath(id): TaskInPath,
+) -> Result<Json<Value>, Problem> {
+    let attempts = app.store.task_attempts(id, ATTEMPTS_SHOWN_MAX).await?;
+    if attempts.is_empty() {
+        find(&app, id).await?;
+    }
+    Ok(Json(json!({ "task_id": id, "attempts": attempts })))
+}
+
 async fn list(State(app): State<App>, params: Params) -> Result<Json<Value>, Problem> {
     params.only(&[
         "status",
@@ -236,12 +251,8 @@ async fn cancel(
         limits::check_text("reason", reason, limits::REASON_BYTES_MAX).map_err(Problem::Invalid)?;
     }
     let (status, requested) = match app.store.task_cancel(task_id, body.reason.as_deref()).await? {
-        Cancelled::Ended | Cancelled::Before(Status::Cancelled) => (Status::Cancelled, false),
+        Cancelled::Ended => (Status::Cancelled, false),
         Cancelled::Requested => (Status::Running, true),
-        // It changed between the two statements: the caller's next try finds it as it is then.
-        Cancelled::Before(Status::Pending | Status::Running) => {
-            return Err(Problem::Store(StoreError::Busy));
-        }
         Cancelled::Before(status) => return Err(Problem::TaskEnded { task_id, status }),
         Cancelled::NotFound => return Err(Problem::TaskNotFound(task_id.to_string())),
     };

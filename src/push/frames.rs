@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::domain::{ConnectionId, ReplicaId, TaskId, WorkerId};
-use crate::store::{Cancellation, PushTask};
+use crate::domain::{ConnectionId, ReplicaId, Task, TaskId, WorkerId};
+use crate::store::{Cancellation, PushTask, TaskView};
 
 /// Bytes of a pushed frame, at most (protocol S8).
 pub const FRAME_BYTES_MAX: usize = 16 * 1024;
@@ -72,7 +72,7 @@ fn whole(push: &PushTask) -> String {
         }
     }
     let mut data = json!(push.task);
-    leave_out(&mut data, &["prompt", "metadata", "error"]);
+    leave_out(&mut data, &["prompt", "metadata", "error", "checkpoint"]);
     let frame = event("task", &data);
     if frame.len() <= FRAME_BYTES_MAX {
         return frame;
@@ -129,10 +129,101 @@ pub fn cancelled(cancellation: &Cancellation) -> Bytes {
     #[derive(Serialize)]
     struct Cancelled<'a> {
         task_id: TaskId,
+        claim_epoch: i64,
         reason: Option<&'a str>,
     }
-    let data = Cancelled { task_id: cancellation.task_id, reason: cancellation.reason.as_deref() };
+    let data = Cancelled {
+        task_id: cancellation.task_id,
+        claim_epoch: cancellation.claim_epoch,
+        reason: cancellation.reason.as_deref(),
+    };
     event("task_cancelled", &data).into()
+}
+
+/// The id of the last event of a task that is followed.
+pub const ENDED_ID: &str = "ended";
+
+/// Whether only what a heartbeat says has changed.
+#[must_use]
+pub fn is_progress(before: &TaskView, now: &TaskView) -> bool {
+    let mut same = before.clone();
+    same.progress = now.progress;
+    same.message.clone_from(&now.message);
+    same == *now
+}
+
+/// The hint how long to wait before a reconnect.
+#[must_use]
+pub fn retry(ms: u64) -> Bytes {
+    format!("retry: {ms}\n\n").into()
+}
+
+/// Where a task that is followed stands.
+#[must_use]
+pub fn state(view: &TaskView) -> Bytes {
+    event("state", view).into()
+}
+
+/// What a heartbeat said of a task that is followed.
+#[must_use]
+pub fn progress(view: &TaskView) -> Bytes {
+    let TaskView { id, attempt, progress, message, .. } = view;
+    let data =
+        json!({ "task_id": id, "attempt": attempt, "progress": progress, "message": message });
+    event("progress", &data).into()
+}
+
+/// How a task that was followed has ended, and the last event of it.
+#[must_use]
+pub fn ended(task: &Task) -> Bytes {
+    let mut data = json!({
+        "task_id": task.id,
+        "status": task.status,
+        "attempt": task.attempt,
+        "max_attempts": task.max_attempts,
+        "claim_epoch": task.claim_epoch,
+        "claimed_by": task.claimed_by,
+        "finished_at": task.finished_at,
+        "error": task.error,
+        "cancel_reason": task.cancel_reason,
+        "result": task.result,
+    });
+    let mut frame = event("ended", &data);
+    if frame.len() > FRAME_BYTES_MAX {
+        leave_out(&mut data, &["result", "error"]);
+        frame = event("ended", &data);
+    }
+    format!("id: {ENDED_ID}\n{frame}").into()
+}
+
+/// Why a task is followed no longer although it has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfollow {
+    /// It was deleted.
+    Deleted,
+    /// The replica shuts down.
+    Draining,
+}
+
+impl Unfollow {
+    /// The `error` event before the end.
+    #[must_use]
+    pub fn frame(self) -> Bytes {
+        match self {
+            Self::Deleted => error("the task was deleted", "task_not_found", false),
+            Self::Draining => End::Draining.frame(),
+        }
+    }
+}
+
+fn error(message: &'static str, code: &'static str, reconnect: bool) -> Bytes {
+    #[derive(Serialize)]
+    struct Ended {
+        message: &'static str,
+        code: &'static str,
+        reconnect: bool,
+    }
+    event("error", &Ended { message, code, reconnect }).into()
 }
 
 /// Why the server ends a stream.
@@ -160,18 +251,12 @@ impl End {
     /// The `error` event before the end.
     #[must_use]
     pub fn frame(self) -> Bytes {
-        #[derive(Serialize)]
-        struct Ended {
-            message: &'static str,
-            code: &'static str,
-            reconnect: bool,
-        }
         let (message, reconnect) = match self {
             Self::Superseded => ("a newer stream of this worker_id has taken over", false),
             Self::Unregistered => ("this worker was unregistered", false),
             Self::Draining => ("this replica is shutting down; connect again", true),
         };
-        event("error", &Ended { message, code: self.code(), reconnect }).into()
+        error(message, self.code(), reconnect)
     }
 }
 

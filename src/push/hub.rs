@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::attention::Attention;
 use super::frames::End;
 use super::stream::{Announcement, Offer, Stream};
+use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
 use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
 use crate::metrics::Metrics;
@@ -34,6 +35,8 @@ pub struct Hub {
     departure: Notify,
     /// Where the next look for doubts begins: each stream gets its turn.
     turn: AtomicUsize,
+    /// Calls that wait for a task to claim.
+    pub waiters: Arc<Waiters>,
     metrics: Arc<Metrics>,
 }
 
@@ -57,6 +60,7 @@ impl Hub {
             attention: Notify::new(),
             departure: Notify::new(),
             turn: AtomicUsize::new(0),
+            waiters: Arc::default(),
             metrics,
         }
     }
@@ -115,8 +119,9 @@ impl Hub {
         self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells every stream that a task is for.
+    /// Tells every stream that a task is for, and one of the calls that wait.
     pub fn announce(&self, task: &Announcement) {
+        self.waiters.wake_one(task.push.task.routing());
         let now = std::time::Instant::now();
         let mut told = 0;
         for stream in self.concerned(task) {
@@ -173,11 +178,13 @@ impl Hub {
 
     /// Has all streams looked at, presence and routing too.
     pub fn review_all(&self) {
+        self.waiters.wake_all();
         self.pay_attention(true, |inner| inner.streams.keys().copied().collect());
     }
 
     /// Has the backlog read again of all streams, or of those of some codebases.
     pub fn refill(&self, codebases: Option<&HashSet<String>>) {
+        self.waiters.wake_all();
         self.pay_attention(false, |inner| match codebases {
             Some(codebases) if !codebases.iter().any(|id| is_for_all(id)) => codebases
                 .iter()
@@ -339,6 +346,12 @@ impl Hub {
         }
         drop(inner);
         self.departure.notify_one();
+    }
+
+    /// Whether nobody is here who wants to hear of tasks.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.is_empty() && self.waiters.is_empty()
     }
 
     /// How many streams are open.

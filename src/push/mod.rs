@@ -17,4 +17,6 @@ pub mod presence;
 pub mod router;
 pub mod stream;
 pub mod sweep;
+pub mod waiters;
+pub mod watch;
 pub mod window;

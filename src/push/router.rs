@@ -80,7 +80,7 @@ impl Router {
 
     /// Looks tasks up and tells every stream that they are for.
     pub async fn announce(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
-        if self.hub.is_empty() {
+        if self.hub.is_idle() {
             return Ok(());
         }
         for ids in ids.chunks(LOOKUP_TASKS_MAX) {

@@ -61,7 +61,7 @@ async fn sweep(
     let limit = i64::try_from(SWEEP_TASKS_MAX).unwrap_or(i64::MAX);
     let (ready, next) = store.push_ready_since(&last, limit).await?;
     *snapshot = Some(next);
-    if hub.is_empty() {
+    if hub.is_idle() {
         return Ok(());
     }
     if ready.len() == SWEEP_TASKS_MAX {

@@ -27,6 +27,15 @@ pub struct Claimed {
     pub lease: Duration,
 }
 
+impl Claimed {
+    /// A lease ends with the timeout of the attempt, if that is shorter.
+    pub(super) fn new(task: Task, lease: Duration) -> Self {
+        let timeout = task.timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let lease = timeout.map_or(lease, |seconds| lease.min(Duration::from_secs(seconds)));
+        Self { task, lease }
+    }
+}
+
 /// What became of a claim. Losing is an everyday answer here, not an error.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
@@ -55,11 +64,11 @@ pub enum Claim {
 /// What became of a cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancelled {
-    /// It was pending and has ended.
+    /// It has ended, now or before.
     Ended,
     /// It is running; its owner is told.
     Requested,
-    /// It had ended before, like this.
+    /// It had ended before, otherwise.
     Before(Status),
     /// There is no such task.
     NotFound,
@@ -77,18 +86,14 @@ impl Store {
         id: TaskId,
         reason: Option<&str>,
     ) -> Result<Cancelled, StoreError> {
-        let done = sqlx::query_file!("src/store/sql/task_cancel.sql", id.0, reason)
-            .fetch_optional(self.pool())
+        let row = sqlx::query_file!("src/store/sql/task_cancel.sql", id.0, reason)
+            .fetch_one(self.pool())
             .await?;
-        if let Some(row) = done {
-            return Ok(match row.status {
-                Status::Running => Cancelled::Requested,
-                _ => Cancelled::Ended,
-            });
-        }
-        Ok(match self.task_get(id).await? {
-            Some(task) => Cancelled::Before(task.status),
+        Ok(match row.status.as_deref().and_then(Status::parse) {
             None => Cancelled::NotFound,
+            Some(Status::Running) => Cancelled::Requested,
+            Some(Status::Cancelled) => Cancelled::Ended,
+            Some(before) => Cancelled::Before(before),
         })
     }
 }
@@ -123,7 +128,7 @@ impl Batch for ClaimBatch {
                 op.task_id == task.id && task.claimed_by.as_deref() == Some(op.worker_id.as_str())
             });
             if let Some(n) = winner {
-                answers[n] = Some(Ok(Claim::Claimed(Claimed { task, lease: self.lease })));
+                answers[n] = Some(Ok(Claim::Claimed(Claimed::new(task, self.lease))));
             }
         }
 
@@ -173,7 +178,7 @@ impl ClaimBatch {
                         .fetch_optional(&self.pool)
                         .await?
                     {
-                        Some(task) => Claim::Claimed(Claimed { task, lease: self.lease }),
+                        Some(task) => Claim::Claimed(Claimed::new(task, self.lease)),
                         None => Claim::NotFound,
                     }
                 }

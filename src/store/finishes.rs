@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::PgPool;
 
+use super::fences::Fences;
 use super::group::Batch;
+use super::late::{self, Late, Lost, Past};
 use super::{Store, StoreError};
-use crate::domain::{Status, TaskId, WorkerId};
+use crate::domain::{Fence, Status};
 
 /// How a worker ends its claim.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,12 +37,10 @@ pub enum Verb {
 
 /// Who ends which claim, and how.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "named as in the protocol")]
 pub struct FinishAsk {
-    pub task_id: TaskId,
-    pub worker_id: WorkerId,
-    /// The fence; not given: whatever claim this worker holds.
-    pub claim_epoch: Option<i64>,
+    /// The claim.
+    pub fence: Fence,
+    /// How.
     pub verb: Verb,
 }
 
@@ -62,14 +62,7 @@ pub enum Finish {
     /// It took effect, or had already when this is the repetition of a complete.
     Finished(Finished),
     /// The claim is over: another owner, a newer epoch, or an ended task.
-    Lost {
-        /// What the task is now.
-        status: Status,
-        /// Whose it is or was last.
-        claimed_by: Option<String>,
-        /// The epoch of its newest claim.
-        claim_epoch: i64,
-    },
+    Lost(Lost),
     /// There is no such task.
     NotFound,
 }
@@ -101,9 +94,7 @@ impl Batch for FinishBatch {
     }
 
     async fn run(&self, ops: &[FinishAsk]) -> Result<Vec<Result<Finish, StoreError>>, StoreError> {
-        let tasks: Vec<_> = ops.iter().map(|op| op.task_id.0).collect();
-        let workers: Vec<_> = ops.iter().map(|op| op.worker_id.as_str()).collect();
-        let epochs: Vec<_> = ops.iter().map(|op| op.claim_epoch).collect();
+        let fences: Fences<'_> = ops.iter().map(|op| &op.fence).collect();
         let verbs: Vec<_> = ops.iter().map(|op| op.verb.word()).collect();
         let results: Vec<_> = ops.iter().map(|op| op.verb.result()).collect();
         let errors: Vec<_> = ops.iter().map(|op| op.verb.error()).collect();
@@ -118,9 +109,9 @@ impl Batch for FinishBatch {
             .collect();
         let rows = sqlx::query_file!(
             "src/store/sql/task_finish.sql",
-            &tasks,
-            &workers as &[&str],
-            &epochs as &[Option<i64>],
+            &fences.tasks,
+            &fences.workers as &[&str],
+            &fences.epochs as &[Option<i64>],
             &verbs as &[&str],
             &results as &[Option<&Value>],
             &errors as &[Option<&str>],
@@ -142,76 +133,31 @@ impl Batch for FinishBatch {
                 Some((usize::try_from(row.n - 1).ok()?, finished))
             })
             .collect();
-        let stands = self.explain(ops, &done).await;
-        let answer = |n: usize| {
-            if let Some(finished) = done.get(&n) {
-                return Ok(Finish::Finished(finished.clone()));
-            }
+        let lost: Vec<_> = (0..ops.len()).filter(|n| !done.contains_key(n)).collect();
+        let calls: Vec<_> = lost
+            .iter()
+            .map(|n| (&ops[*n].fence, matches!(ops[*n].verb, Verb::Complete(_))))
+            .collect();
+        let mut explained = late::explain(&self.pool, &calls).await.map(Vec::into_iter);
+        let answer = |n: usize| match (done.get(&n), &mut explained) {
+            (Some(finished), _) => Ok(Finish::Finished(finished.clone())),
             // What took effect took effect, also when the rest cannot be explained.
-            let stands = stands.as_ref().map_err(Clone::clone)?;
-            Ok(stands.get(&ops[n].task_id).map_or(Finish::NotFound, |stand| stand.answer(&ops[n])))
+            (None, Err(error)) => Err(error.clone()),
+            (None, Ok(explained)) => Ok(match explained.next() {
+                Some(Late::Lost(lost)) => Finish::Lost(lost),
+                Some(Late::Repeats(past)) => Finish::Finished(past.into()),
+                Some(Late::NotFound) | None => Finish::NotFound,
+            }),
         };
         Ok((0..ops.len()).map(answer).collect())
     }
 }
 
-/// Where a task stands whose finish matched nothing.
-struct Stand {
-    status: Status,
-    claimed_by: Option<String>,
-    claim_epoch: i64,
-    attempt: i32,
-    max_attempts: i32,
-}
-
-impl Stand {
-    fn answer(&self, op: &FinishAsk) -> Finish {
-        let same_claim = self.claimed_by.as_deref() == Some(op.worker_id.as_str())
-            && op.claim_epoch.is_none_or(|epoch| epoch == self.claim_epoch);
-        if same_claim && self.status == Status::Completed && matches!(op.verb, Verb::Complete(_)) {
-            return Finish::Finished(Finished {
-                status: self.status,
-                attempt: self.attempt,
-                max_attempts: self.max_attempts,
-                claim_epoch: self.claim_epoch,
-                run_in: Duration::ZERO,
-            });
-        }
-        Finish::Lost {
-            status: self.status,
-            claimed_by: self.claimed_by.clone(),
-            claim_epoch: self.claim_epoch,
-        }
-    }
-}
-
-impl FinishBatch {
-    async fn explain(
-        &self,
-        ops: &[FinishAsk],
-        done: &HashMap<usize, Finished>,
-    ) -> Result<HashMap<TaskId, Stand>, StoreError> {
-        let lost: Vec<_> =
-            (0..ops.len()).filter(|n| !done.contains_key(n)).map(|n| ops[n].task_id.0).collect();
-        if lost.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = sqlx::query_file!("src/store/sql/task_finish_explain.sql", &lost)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| {
-                let stand = Stand {
-                    status: row.status,
-                    claimed_by: row.claimed_by,
-                    claim_epoch: row.claim_epoch,
-                    attempt: row.attempt,
-                    max_attempts: row.max_attempts,
-                };
-                (row.id, stand)
-            })
-            .collect())
+impl From<Past> for Finished {
+    fn from(past: Past) -> Self {
+        let Past { claim_epoch, attempt, max_attempts } = past;
+        let (status, run_in) = (Status::Completed, Duration::ZERO);
+        Self { status, attempt, max_attempts, claim_epoch, run_in }
     }
 }
 

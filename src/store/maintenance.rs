@@ -1,51 +1,37 @@
 //! What keeps the tables true without anyone asking. Each is one guarded statement that is safe on
 //! all replicas at once: rows that another replica is at are skipped, not waited for.
 
-use std::time::Duration;
+use super::{Store, StoreError};
 
-use super::{REPLICA_SILENCE, Store, StoreError};
-use crate::domain::{ReplicaId, Status};
-
-/// A replica ends claims of others only after its own signs of life have come for so long: a little
-/// longer than every living replica takes to show one.
-const STEADY_AFTER: Duration = Duration::from_secs(6);
-
-/// What became of claims whose lease had lapsed.
+/// What became of claims whose lease had run out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named after the status the tasks got")]
 pub struct Reaped {
-    /// Their owners are alive.
+    /// They live: the lease moves on.
     pub kept: u64,
-    pub pending: u64,
-    pub failed: u64,
-    pub cancelled: u64,
+    /// Their owners fell silent.
+    pub lapsed: u64,
+    /// They took longer than their task allows.
+    pub timed_out: u64,
 }
 
 impl Store {
-    /// Looks at `limit` claims whose lease has lapsed; at none while this replica has not been steady
-    /// for a while.
-    pub async fn maintain_reap(
-        &self,
-        limit: i64,
-        replica: ReplicaId,
-    ) -> Result<Reaped, StoreError> {
+    /// Looks at `limit` claims whose lease has run out; at none while the replicas have not been steady
+    /// for a lease.
+    pub async fn maintain_reap(&self, limit: i64) -> Result<Reaped, StoreError> {
         let rows = sqlx::query_file!(
             "src/store/sql/maintain_reap.sql",
             limit,
             self.times().lease.as_secs_f64(),
-            REPLICA_SILENCE.as_secs_f64(),
-            replica.0,
-            STEADY_AFTER.as_secs_f64()
+            self.times().gap().as_secs_f64(),
         )
         .fetch_all(self.pool())
         .await?;
         let mut reaped = Reaped::default();
         for row in rows {
-            match row.status {
-                Status::Running => reaped.kept += 1,
-                Status::Pending => reaped.pending += 1,
-                Status::Cancelled => reaped.cancelled += 1,
-                Status::Failed | Status::Completed => reaped.failed += 1,
+            match row.claim_outcome.as_deref() {
+                None => reaped.kept += 1,
+                Some("timed_out") => reaped.timed_out += 1,
+                Some(_) => reaped.lapsed += 1,
             }
         }
         Ok(reaped)

@@ -5,10 +5,14 @@
 
 mod claims;
 mod error;
+mod fences;
 mod finishes;
 mod group;
+mod heartbeats;
+mod late;
 mod maintenance;
 pub mod migrate;
+mod nexts;
 mod pushes;
 mod streams;
 mod tasks;
@@ -23,16 +27,19 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 pub use claims::{Cancelled, Claim, ClaimAsk, Claimed};
 pub use error::{StoreError, chain, report};
 pub use finishes::{Finish, FinishAsk, Finished, Verb};
+pub use heartbeats::{Heartbeat, HeartbeatAsk};
+pub use late::Lost;
 pub use maintenance::Reaped;
+pub use nexts::NextAsk;
 pub use pushes::{Cancellation, PushTask, Ready};
 pub use streams::{Opened, Review, StreamAsk};
-pub use tasks::{Create, CreateAsk, TaskFilter, TaskSummary};
+pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};
 pub use workers::{Held, Registration, Unregistered, WorkerState};
 
 use group::Group;
 
 /// Connections in the pool of a replica. Group commit needs few; the rest serve reads.
-const POOL_CONNECTIONS_MAX: u32 = 16;
+const POOL_CONNECTIONS_MAX: u32 = 20;
 /// Connections that are kept open, so that a first burst does not wait for handshakes.
 const POOL_CONNECTIONS_MIN: u32 = 4;
 /// How long a request waits for a connection: within it an answer must leave (protocol E3).
@@ -55,6 +62,16 @@ pub struct Times {
     pub worker_timeout: Duration,
 }
 
+/// A silence of all replicas that is no outage yet: they show a sign of life every 2 s.
+const GAP_MIN: Duration = Duration::from_secs(5);
+
+impl Times {
+    /// A silence of all replicas that may have cost leases: after it everyone gets a full one anew.
+    fn gap(self) -> Duration {
+        self.lease.clamp(GAP_MIN, REPLICA_SILENCE)
+    }
+}
+
 /// Postgres, as the rest of the server sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
@@ -65,6 +82,7 @@ struct Inner {
     times: Times,
     create: Group<tasks::CreateBatch>,
     claim: Group<claims::ClaimBatch>,
+    heartbeat: Group<heartbeats::HeartbeatBatch>,
     finish: Group<finishes::FinishBatch>,
     open: Group<streams::OpenBatch>,
 }
@@ -93,6 +111,10 @@ impl Store {
         Self(Arc::new(Inner {
             create: Group::start(tasks::CreateBatch { pool: pool.clone() }),
             claim: Group::start(claims::ClaimBatch { pool: pool.clone(), lease: times.lease }),
+            heartbeat: Group::start(heartbeats::HeartbeatBatch {
+                pool: pool.clone(),
+                lease: times.lease,
+            }),
             finish: Group::start(finishes::FinishBatch { pool: pool.clone() }),
             open: Group::start(streams::OpenBatch { pool: pool.clone() }),
             listen: listen.application_name("taskwire listener"),

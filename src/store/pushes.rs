@@ -9,7 +9,7 @@ use crate::domain::{Status, Task, TaskId, WorkerId};
 /// A claimable task as it is pushed.
 #[derive(Clone, Debug)]
 pub struct PushTask {
-    /// The task; without prompt, metadata and error when it is large.
+    /// The task; without prompt, metadata, error and checkpoint when it is large.
     pub task: Task,
     /// Whether the large fields were left behind.
     pub is_large: bool,
@@ -33,6 +33,8 @@ pub struct Cancellation {
     pub task_id: TaskId,
     /// Its owner.
     pub worker_id: String,
+    /// Which claim of it is meant.
+    pub claim_epoch: i64,
     /// Why, if somebody said.
     pub reason: Option<String>,
 }
@@ -58,6 +60,7 @@ struct PushRow {
     created_at: DateTime<Utc>,
     run_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
+    checkpoint: Option<Value>,
     is_large: bool,
     ready_xid: i64,
 }
@@ -90,6 +93,9 @@ impl From<PushRow> for PushTask {
             error: row.error,
             cancel_requested_at: None,
             cancel_reason: None,
+            progress: None,
+            message: None,
+            checkpoint: row.checkpoint,
         };
         Self { task, is_large: row.is_large, ready_xid: row.ready_xid }
     }
@@ -195,6 +201,7 @@ impl Store {
             .map(|row| Cancellation {
                 task_id: row.id,
                 worker_id: row.claimed_by,
+                claim_epoch: row.claim_epoch,
                 reason: row.cancel_reason,
             })
             .collect())

@@ -106,7 +106,7 @@ impl Store {
             id.0,
             address,
             env!("CARGO_PKG_VERSION"),
-            REPLICA_SILENCE.as_secs_f64()
+            self.times().gap().as_secs_f64()
         )
         .fetch_one(self.pool())
         .await?;

@@ -73,6 +73,43 @@ pub struct TaskSummary {
     pub error: Option<String>,
     pub cancel_requested_at: Option<DateTime<Utc>>,
     pub cancel_reason: Option<String>,
+    pub progress: Option<f64>,
+    pub message: Option<String>,
+}
+
+/// One claim of a task, running or ended.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "`\\d+ attempt_history` documents each column of this name")]
+pub struct Attempt {
+    pub claim_epoch: i64,
+    pub attempt: i32,
+    pub worker_id: String,
+    pub started_at: DateTime<Utc>,
+    pub ended_at: Option<DateTime<Utc>>,
+    pub outcome: Option<String>,
+    pub error: Option<String>,
+    pub late_calls: i32,
+}
+
+/// Where a task stands, for who follows it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(
+    missing_docs,
+    reason = "`\\d+ tasks` and `\\d+ heartbeats` document each column of this name"
+)]
+pub struct TaskView {
+    #[serde(rename = "task_id")]
+    pub id: TaskId,
+    pub status: Status,
+    pub attempt: i32,
+    pub max_attempts: i32,
+    pub claim_epoch: i64,
+    pub claimed_by: Option<String>,
+    pub run_at: DateTime<Utc>,
+    pub error: Option<String>,
+    pub cancel_requested: bool,
+    pub progress: Option<f64>,
+    pub message: Option<String>,
 }
 
 impl Store {
@@ -94,6 +131,21 @@ impl Store {
     pub async fn task_get(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
         Ok(sqlx::query_file_as!(Task, "src/store/sql/task_get.sql", id.0)
             .fetch_optional(self.pool())
+            .await?)
+    }
+
+    /// The newest `limit` claims of a task, newest first.
+    pub async fn task_attempts(&self, id: TaskId, limit: i64) -> Result<Vec<Attempt>, StoreError> {
+        Ok(sqlx::query_file_as!(Attempt, "src/store/sql/task_attempts.sql", id.0, limit)
+            .fetch_all(self.pool())
+            .await?)
+    }
+
+    /// Where some tasks stand.
+    pub async fn task_watch(&self, ids: &[TaskId]) -> Result<Vec<TaskView>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        Ok(sqlx::query_file_as!(TaskView, "src/store/sql/task_watch.sql", &ids)
+            .fetch_all(self.pool())
             .await?)
     }
 

@@ -83,7 +83,8 @@ async fn a_title_is_enough_and_null_is_the_same_as_absent() {
             "target_worker_id": null, "target_agent_name": null, "agent_type": null, "prompt": null,
             "metadata": {}, "attempt": 0, "max_attempts": 3, "timeout_seconds": null, "claim_epoch": 0,
             "claimed_by": null, "expires_at": null, "claimed_at": null, "finished_at": null, "result": null,
-            "error": null, "cancel_requested_at": null, "cancel_reason": null,
+            "error": null, "cancel_requested_at": null, "cancel_reason": null, "progress": null,
+            "message": null, "checkpoint": null,
         });
         assert_eq!(task, expected);
     }
@@ -267,7 +268,7 @@ async fn a_listing_is_narrowed_by_its_filters_and_leaves_large_fields_out() {
     let listed = replica.get("/v1/tasks?status=completed").await.expect(200)["tasks"][0].clone();
     let whole = replica.task(&done).await;
     for (field, value) in whole.as_object().unwrap() {
-        let large = ["prompt", "metadata", "result"].contains(&field.as_str());
+        let large = ["prompt", "metadata", "result", "checkpoint"].contains(&field.as_str());
         assert_eq!(listed.get(field), (!large).then_some(value), "{field}");
     }
 }

@@ -53,6 +53,20 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/tasks/{id}", &[]),
     route("POST", "/v1/tasks/{id}/cancel", &[("reason", r#""no""#)]),
     route("POST", "/v1/tasks/{id}/claim", &[WORKER, ("claim_id", NIL)]),
+    route("GET", "/v1/tasks/{id}/attempts", &[]),
+    route("GET", "/v1/tasks/{id}/events", &[]),
+    route("POST", "/v1/tasks/claim", &[WORKER, ("n", "1"), ("wait", "0.01"), ("claim_id", NIL)]),
+    route(
+        "POST",
+        "/v1/tasks/{id}/heartbeat",
+        &[
+            WORKER,
+            EPOCH,
+            ("progress", "0.5"),
+            ("message", r#""half way""#),
+            ("checkpoint", r#"{"a":1}"#),
+        ],
+    ),
     route("POST", "/v1/tasks/{id}/complete", &[WORKER, EPOCH, RESULT]),
     route(
         "POST",

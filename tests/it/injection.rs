@@ -142,7 +142,7 @@ async fn f51_hostile_text_in_a_cancellation_and_a_workers_name_stays_in_its_even
     replica.post(&path, json!({ "reason": reason })).await.expect(200);
     let events = read(&mut stream.response, "task_cancelled", 1).await;
     let told = events.last().expect("an event");
-    assert_eq!(told.1, json!({"task_id": id, "reason": reason}));
+    assert_eq!(told.1, json!({"task_id": id, "claim_epoch": 1, "reason": reason}));
 }
 
 #[tokio::test]

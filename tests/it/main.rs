@@ -17,6 +17,7 @@ mod examples;
 mod hostile_requests;
 mod injection;
 mod layers;
+mod leases;
 mod limits;
 mod postgres_away;
 mod push;

@@ -127,11 +127,9 @@ async fn what_an_operator_changes_by_hand_has_its_effect() {
     db.execute("update tasks set codebase_id = 'a'").await;
     assert_eq!(stream.announced().await, id, "moved to this worker's codebase");
     replica.claim(&id, "w").await.expect(200);
-    db.execute(
-        "update tasks set status = 'pending', claimed_by = null, claimed_at = null, claim_id = null,
-                          lease_expires_at = null",
-    )
-    .await;
+    db.execute("update tasks set status = 'pending'").await;
+    let told = stream.expect("task_cancelled").await;
+    assert_eq!((told.task(), &told.data["claim_epoch"]), (id.as_str(), &json!(1)));
     assert_eq!(stream.announced().await, id, "requeued");
     assert_eq!(replica.claim(&id, "w").await.expect(200)["claim_epoch"], 2);
     db.execute("update tasks set cancel_requested_at = now(), cancel_reason = 'by hand'").await;

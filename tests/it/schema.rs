@@ -40,22 +40,36 @@ async fn an_impossible_row_cannot_be_written_and_the_constraint_says_why() {
         ("insert into tasks (title, metadata) values ('x', '[]')", "tasks_metadata_is_object"),
         ("insert into tasks (title, status) values ('x', 'done')", "tasks_status_is_known"),
         ("insert into tasks (title, max_attempts) values ('x', 0)", "tasks_max_attempts_range"),
-        ("update tasks set claimed_by = null where status = 'running'", "tasks_running_is_claimed"),
+        (
+            "update tasks set claimed_by = 'v' where status = 'running'",
+            "tasks_claim_is_not_handed_over",
+        ),
         (
             "update tasks set claimed_by = 'v' where status = 'pending'",
             "tasks_pending_is_unclaimed",
         ),
+        ("update tasks set claim_epoch = 0 where status = 'running'", "tasks_claim_raises_epoch"),
         (
-            "update tasks set status = 'completed' where status = 'pending'",
-            "tasks_finished_has_time",
+            "update tasks set claim_epoch = claim_epoch + 1 where status = 'running'",
+            "tasks_claim_raises_epoch",
         ),
         (
-            "update tasks set status = 'pending' where status = 'running'",
-            "tasks_pending_is_unclaimed",
+            "update tasks set status = 'running', claimed_by = 'v', claimed_at = now(),
+                    lease_expires_at = now() + interval '1 minute' where status = 'pending'",
+            "tasks_claim_raises_epoch",
+        ),
+        (
+            "update tasks set status = 'running', claimed_by = 'v', claim_epoch = claim_epoch + 1
+              where status = 'pending'",
+            "tasks_running_is_claimed",
         ),
         (
             "update tasks set finished_at = now() where status = 'pending'",
             "tasks_finished_has_time",
+        ),
+        (
+            "update tasks set claim_outcome = 'vanished' where status = 'pending'",
+            "tasks_claim_outcome_is_known",
         ),
         ("update workers set codebases = '{a b}'", "workers_codebases_are_valid"),
     ] {

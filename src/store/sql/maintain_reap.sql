@@ -1,52 +1,61 @@
 -- maintain_reap
--- Looks at claims whose lease has lapsed. An owner with a stream on a live replica, or that called
--- within the lease, keeps its claim: the lease moves on. Otherwise the task is pending again, or
--- failed when its attempts are used up, or cancelled when that was asked for. Safe on every replica
--- at once: rows that another replica is reaping are skipped.
+-- Looks at claims whose lease has run out. One that is still alive by the signs of life of its owner
+-- keeps going: the lease moves on. Otherwise, or when timeout_seconds are over, the task is pending
+-- again, or failed when its attempts are used up, or cancelled when that was asked for. Safe on every
+-- replica at once: rows that another replica is reaping are skipped. Signs of life are looked up after
+-- the row is locked, as claim_alive_until sees what was committed up to then: a heartbeat locks the row
+-- too, so none that was acknowledged is overlooked.
 --
--- After an outage, a pause or a step of the clock every sign of life looks old. So a replica only
--- judges while its own has been steady for $5 s: by then the others and the workers have shown theirs.
--- $1 rows, $2 lease, $3 silence of a replica, $4 this replica.
+-- After an outage or a step of the clock every sign of life looks old. So silence is not judged until the
+-- replicas have been steady for a lease: by then everyone has had the time to show one.
+-- $1 rows, $2 lease in seconds, $3 seconds without a sign of life after which a replica is not steady.
 with lapsed as materialized (
-    select t.id, t.attempt, t.max_attempts, t.cancel_requested_at,
-           case when exists (select 1
-                               from streams s
-                               join replicas r on r.id = s.replica_id
-                              where s.worker_id = t.claimed_by
-                                and r.last_seen_at > now() - make_interval(secs => $3)) then now()
-                else (select greatest(w.last_seen_at, w.stream_ended_at) from workers w where w.id = t.claimed_by)
-           end + make_interval(secs => $2) as alive_until
+    select t.id, t.claim_epoch, t.claimed_by, t.attempt, t.max_attempts, t.cancel_requested_at,
+           t.claimed_at + make_interval(secs => t.timeout_seconds) as times_out_at
       from tasks t
      where t.status = 'running'
        and t.lease_expires_at <= now()
-       and exists (select 1
-                     from replicas me
-                    where me.id = $4
-                      and me.last_seen_at > now() - make_interval(secs => $3)
-                      and me.steady_since < now() - make_interval(secs => $5))
+       and (t.claimed_at + make_interval(secs => t.timeout_seconds) <= now()
+            or exists (select 1
+                         from replicas r
+                        where r.last_seen_at > now() - make_interval(secs => $3)
+                          and r.steady_since <= now() - make_interval(secs => $2)))
      order by t.lease_expires_at
      limit $1
        for no key update of t skip locked
+), seen as materialized (
+    select l.*, claim_alive_until(l.id, l.claim_epoch, l.claimed_by, make_interval(secs => $2)) as alive_until
+      from lapsed l
 ), judged as (
-    select l.id, l.alive_until,
-           case when l.alive_until > now() then 'running'
-                when l.cancel_requested_at is not null then 'cancelled'
-                when l.attempt < l.max_attempts then 'pending'
+    select s.*,
+           case when s.times_out_at <= now() then 'timed_out'
+                when s.alive_until > now() then null
+                else 'lapsed'
+           end as claim_outcome
+      from seen s
+), decided as (
+    select j.*,
+           case when j.claim_outcome is null then 'running'
+                when j.cancel_requested_at is not null then 'cancelled'
+                when j.attempt < j.max_attempts then 'pending'
                 else 'failed'
            end as status
-      from lapsed l
+      from judged j
 )
 update tasks t
-   set status           = judged.status,
-       lease_expires_at = case when judged.status = 'running' then judged.alive_until end,
-       claimed_by       = case when judged.status = 'pending' then null else t.claimed_by end,
-       claimed_at       = case when judged.status = 'pending' then null else t.claimed_at end,
-       claim_id         = case when judged.status = 'pending' then null else t.claim_id end,
-       finished_at      = case when judged.status in ('failed', 'cancelled') then now() end,
-       error            = case when judged.status = 'running' then t.error
-                               when judged.status = 'failed' then format('gave up after %s attempts: the lease of worker %s expired', t.attempt, t.claimed_by)
-                               else format('attempt %s: the lease of worker %s expired', t.attempt, t.claimed_by) end
-  from judged
- where t.id = judged.id
+   set status           = d.status,
+       claim_outcome    = case when d.status = 'cancelled' then 'cancelled' else d.claim_outcome end,
+       lease_expires_at = case when d.status = 'running' then least(d.alive_until, d.times_out_at) end,
+       run_at           = case when d.status = 'pending' and d.claim_outcome = 'timed_out' then now() + retry_wait(d.attempt)
+                               else t.run_at end,
+       error            = case when d.claim_outcome is null then t.error
+                               else case when d.status = 'failed' then 'gave up after ' || d.attempt || ' attempts: '
+                                         else 'attempt ' || d.attempt || ': ' end
+                                    || case d.claim_outcome
+                                            when 'timed_out' then 'worker ' || d.claimed_by || ' took longer than ' || t.timeout_seconds || ' s'
+                                            else 'the lease of worker ' || d.claimed_by || ' expired' end
+                          end
+  from decided d
+ where t.id = d.id
    and t.status = 'running'
-returning t.status as "status: Status"
+returning d.claim_outcome

@@ -7,6 +7,7 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
        case when l.is_large then null else t.prompt end as prompt,
        case when l.is_large then null else t.metadata end as metadata,
        case when l.is_large then null else t.error end as error,
+       case when l.is_large then null else h.checkpoint end as checkpoint,
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
        t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, l.is_large as "is_large!",
        t.ready_xid as "ready_xid!"
@@ -29,8 +30,10 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
                  limit (select $2::bigint)) as best
          order by best.priority desc, best.created_at, best.id
          limit (select $2::bigint)) as t
+  left join heartbeats h on h.task_id = t.id
  cross join lateral (
         -- After the limits: jsonb is stored packed, so its text has to be made to be measured.
         select coalesce(octet_length(t.prompt), 0) + coalesce(octet_length(t.error), 0)
-                   + octet_length(t.metadata::text) > 12288 as is_large) as l
+                   + octet_length(t.metadata::text)
+                   + coalesce(octet_length(h.checkpoint::text), 0) > 12288 as is_large) as l
  order by a.n, t.priority desc, t.created_at, t.id

@@ -6,6 +6,7 @@ select 0::bigint as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase
        case when l.is_large then null else t.prompt end as prompt,
        case when l.is_large then null else t.metadata end as metadata,
        case when l.is_large then null else t.error end as error,
+       case when l.is_large then null else h.checkpoint end as checkpoint,
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
        t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, l.is_large as "is_large!",
        t.ready_xid as "ready_xid!"
@@ -15,8 +16,10 @@ select 0::bigint as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase
            and status = 'pending'
            and run_at <= now()
            and (expires_at is null or expires_at > now())) as t
+  left join heartbeats h on h.task_id = t.id
  cross join lateral (
         -- After the limits: jsonb is stored packed, so its text has to be made to be measured.
         select coalesce(octet_length(t.prompt), 0) + coalesce(octet_length(t.error), 0)
-                   + octet_length(t.metadata::text) > 12288 as is_large) as l
+                   + octet_length(t.metadata::text)
+                   + coalesce(octet_length(h.checkpoint::text), 0) > 12288 as is_large) as l
  order by t.priority desc, t.created_at, t.id

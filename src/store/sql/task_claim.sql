@@ -19,20 +19,24 @@ with asked as (
        for no key update of t skip locked
 ), winners as (
     select distinct on (id) id, n, worker_id, claim_id from candidates order by id, n
+), winning as (
+    select winners.*, h.checkpoint from winners left join heartbeats h on h.task_id = winners.id
 )
 update tasks t
    set status           = 'running',
-       claimed_by       = winners.worker_id,
-       claim_id         = winners.claim_id,
+       claimed_by       = winning.worker_id,
+       claim_id         = winning.claim_id,
+       claim_outcome    = null,
        claimed_at       = now(),
        claim_epoch      = t.claim_epoch + 1,
        attempt          = t.attempt + 1,
-       lease_expires_at = now() + make_interval(secs => $4)
-  from winners
- where t.id = winners.id
+       lease_expires_at = now() + make_interval(secs => least($4::double precision, t.timeout_seconds))
+  from winning
+ where t.id = winning.id
    and t.claimed_by is null
    and t.status = 'pending'
 returning t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
        t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,
        t.timeout_seconds, t.claim_epoch, t.claimed_by, t.created_at, t.run_at, t.expires_at, t.claimed_at,
-       t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason
+       t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason,
+       null::double precision as progress, null::text as message, winning.checkpoint

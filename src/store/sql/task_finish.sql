@@ -1,9 +1,10 @@
 -- task_finish
 -- Completes, fails and releases claims, many in one statement. The fence stands in both `where`s:
--- only the task's present owner, at the epoch that it names, changes anything.
+-- only the task's present owner, at the epoch that it names, changes anything. (What else belongs to
+-- the end of a claim is done by the trigger tasks_leave_state.)
 --
--- A failed attempt is retried after 1 s · 2^attempt, at most 10 min, each ± 25 % (protocol C5),
--- while attempts are left. A task whose cancellation was asked for ends cancelled instead.
+-- A failed attempt is retried after a pause while attempts are left. A task whose cancellation was
+-- asked for ends cancelled instead.
 with asked as (
     select * from unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::jsonb[], $6::text[], $7::boolean[], $8::double precision[])
         with ordinality as a (task_id, worker_id, claim_epoch, verb, result, error, retry, retry_after, n)
@@ -27,23 +28,18 @@ with asked as (
     select distinct on (id) * from held order by id, n
 )
 update tasks t
-   set status           = first.status,
-       claimed_by       = case when first.status = 'pending' then null else t.claimed_by end,
-       claimed_at       = case when first.status = 'pending' then null else t.claimed_at end,
-       claim_id         = case when first.status = 'pending' then null else t.claim_id end,
-       lease_expires_at = null,
-       attempt          = case when first.verb = 'release' then greatest(t.attempt - 1, 0) else t.attempt end,
-       run_at           = case when first.status = 'pending' and first.verb = 'fail'
-                               then now() + make_interval(secs => coalesce(first.retry_after,
-                                        least(600, 2.0 ^ least(t.attempt, 10)) * (0.75 + random() / 2)))
-                               else t.run_at end,
-       finished_at      = case when first.status = 'pending' then null else now() end,
-       result           = case when first.verb in ('complete', 'cancel') then first.result else t.result end,
-       error            = case first.verb when 'complete' then null
-                                          when 'release' then t.error
-                                          else coalesce(first.error, t.error) end,
-       cancel_requested_at = case when first.status = 'cancelled' then coalesce(t.cancel_requested_at, now())
-                                  else t.cancel_requested_at end
+   set status        = first.status,
+       claim_outcome = case when first.status in ('completed', 'cancelled') then first.status
+                            when first.verb = 'release' then 'released'
+                            else 'failed' end,
+       attempt       = case when first.verb = 'release' then greatest(t.attempt - 1, 0) else t.attempt end,
+       run_at        = case when first.status = 'pending' and first.verb = 'fail'
+                            then now() + coalesce(make_interval(secs => first.retry_after), retry_wait(t.attempt))
+                            else t.run_at end,
+       result        = case when first.verb in ('complete', 'cancel') then first.result else t.result end,
+       error         = case first.verb when 'complete' then null
+                                       when 'fail' then first.error
+                                       else coalesce(first.error, t.error) end
   from first
  where t.id = first.id
    and t.status = 'running'

@@ -9,13 +9,9 @@ with gone as (
        for no key update of t
 ), released as (
     update tasks t
-       set status           = case when t.cancel_requested_at is null then 'pending' else 'cancelled' end,
-           claimed_by       = case when t.cancel_requested_at is null then null else t.claimed_by end,
-           claimed_at       = case when t.cancel_requested_at is null then null else t.claimed_at end,
-           claim_id         = null,
-           lease_expires_at = null,
-           finished_at      = case when t.cancel_requested_at is null then null else now() end,
-           attempt          = greatest(t.attempt - 1, 0)
+       set status        = case when t.cancel_requested_at is null then 'pending' else 'cancelled' end,
+           claim_outcome = case when t.cancel_requested_at is null then 'released' else 'cancelled' end,
+           attempt       = greatest(t.attempt - 1, 0)
       from held
      where t.id = held.id and t.status = 'running'
     returning t.id

@@ -1,0 +1,153 @@
+//! `POST /v1/tasks/claim`: the best tasks for a worker that cannot hold a stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::routing::post;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::App;
+use super::claims::ClaimAnswer;
+use super::extract::{Caller, MaybeJsonBody};
+use super::problem::Problem;
+use crate::domain::limits::{CLAIM_TASKS_MAX, CLAIM_WAIT_SECONDS_MAX, Invalid};
+use crate::domain::{Fence, Routing, WorkerId};
+use crate::shutdown::{Stage, jittered};
+use crate::store::{Claimed, FinishAsk, NextAsk, StoreError, Verb};
+
+/// Statements of this kind at the same time: each holds a connection of the pool.
+pub(super) const CLAIMS_IN_FLIGHT: usize = 4;
+/// How long a call waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(2);
+/// A call that waits looks by itself about so often, besides when it is woken: the net under the wake-ups.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+pub(super) fn router() -> Router<App> {
+    Router::new().route("/v1/tasks/claim", post(claim_next))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NextBody {
+    worker_id: Option<String>,
+    n: i64,
+    wait: f64,
+    claim_id: Option<Uuid>,
+}
+
+impl Default for NextBody {
+    fn default() -> Self {
+        Self { worker_id: None, n: 1, wait: 0.0, claim_id: None }
+    }
+}
+
+#[derive(Serialize)]
+struct NextAnswer {
+    /// Best first; none: there was none.
+    tasks: Vec<ClaimAnswer>,
+}
+
+async fn claim_next(
+    State(app): State<App>,
+    caller: Caller,
+    MaybeJsonBody(body): MaybeJsonBody<NextBody>,
+) -> Result<Json<NextAnswer>, Problem> {
+    let worker_id = caller.worker(body.worker_id.as_deref())?;
+    if !(1..=CLAIM_TASKS_MAX).contains(&body.n) {
+        let detail = format!("must be 1 to {CLAIM_TASKS_MAX}");
+        return Err(Problem::Invalid(Invalid::new("n", detail)));
+    }
+    if !(0.0..=CLAIM_WAIT_SECONDS_MAX).contains(&body.wait) {
+        let detail = format!("must be 0 to {CLAIM_WAIT_SECONDS_MAX} seconds");
+        return Err(Problem::Invalid(Invalid::new("wait", detail)));
+    }
+    let ask = NextAsk { worker_id, count: body.n, claim_id: body.claim_id };
+    let tasks = if body.wait > 0.0 {
+        let until = Instant::now() + Duration::from_secs_f64(body.wait);
+        wait_for_some(&app, &ask, until).await?
+    } else {
+        let tasks = look(&app, &ask).await?;
+        if tasks.is_empty() {
+            routing_of(&app, &ask.worker_id).await?;
+        }
+        tasks
+    };
+    if tasks.is_empty() {
+        app.metrics.claim("none");
+    }
+    Ok(Json(NextAnswer { tasks }))
+}
+
+/// Looks until there is something, or the time is up, or the replica drains: then another one answers.
+async fn wait_for_some(
+    app: &App,
+    ask: &NextAsk,
+    until: Instant,
+) -> Result<Vec<ClaimAnswer>, Problem> {
+    let routing = routing_of(app, &ask.worker_id).await?;
+    // Before the first look, so that nothing falls between the two.
+    let waiter = app.hub.waiters.enter(routing).ok_or(Problem::Store(StoreError::Busy))?;
+    loop {
+        waiter.look();
+        let tasks = look(app, ask).await?;
+        if !tasks.is_empty() || app.shutdown.is_draining() || Instant::now() >= until {
+            return Ok(tasks);
+        }
+        tokio::select! {
+            () = waiter.woken() => {}
+            () = sleep_until(until) => {}
+            () = tokio::time::sleep(jittered(LOOK_EVERY)) => {}
+            () = app.shutdown.reached(Stage::Draining) => {}
+        }
+        app.seen.note(&ask.worker_id);
+    }
+}
+
+async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem> {
+    let found = app.store.stream_review(std::slice::from_ref(worker_id)).await?;
+    found
+        .into_iter()
+        .find_map(|review| review.routing)
+        .ok_or_else(|| Problem::UnknownWorker(worker_id.to_string()))
+}
+
+/// One look. In a task of its own: a client that hangs up must not break off a statement half way, and
+/// what was claimed for one that has hung up goes back.
+async fn look(app: &App, ask: &NextAsk) -> Result<Vec<ClaimAnswer>, Problem> {
+    let turn = timeout(TURN_WAIT, Arc::clone(&app.claims).acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(Problem::Store(StoreError::Busy));
+    };
+    let (answer, answered) = oneshot::channel();
+    let (own_app, own_ask) = (app.clone(), ask.clone());
+    tokio::spawn(async move {
+        let claimed = own_app.store.task_claim_next(&own_ask).await;
+        drop(turn);
+        // With a claim_id it waits for the repetition of the call.
+        if let Err(Ok(claimed)) = answer.send(claimed)
+            && own_ask.claim_id.is_none()
+        {
+            release(&own_app, &own_ask.worker_id, claimed).await;
+        }
+    });
+    let claimed = answered.await.unwrap_or(Err(StoreError::Busy))?;
+    for claimed in &claimed {
+        app.metrics.claim("claimed");
+        app.hub.acted(&ask.worker_id, claimed.task.id);
+    }
+    Ok(claimed.into_iter().map(ClaimAnswer::from).collect())
+}
+
+async fn release(app: &App, worker_id: &WorkerId, claimed: Vec<Claimed>) {
+    for Claimed { task, .. } in claimed {
+        let worker_id = worker_id.clone();
+        let fence = Fence { task_id: task.id, worker_id, claim_epoch: Some(task.claim_epoch) };
+        // The lease ends what cannot be given back.
+        let _ = app.store.task_finish(FinishAsk { fence, verb: Verb::Release }).await;
+    }
+}

@@ -1,0 +1,57 @@
+//! Claims of whatever is best, for workers that cannot hold a stream.
+
+use uuid::Uuid;
+
+use super::claims::Claimed;
+use super::{Store, StoreError};
+use crate::domain::{Task, WorkerId};
+
+/// Candidates that are read beyond those that are wanted: rivals take some of them meanwhile.
+const CANDIDATES_SPARE: i64 = 64;
+/// How many candidates are read for each that is wanted.
+const CANDIDATES_PER_TASK: i64 = 4;
+/// Bytes of prompts and metadata that one call gets, about: the first task comes whatever its size.
+const CLAIM_BYTES_MAX: i64 = 4 * 1024 * 1024;
+
+/// Who claims, how many, and by which claim.
+#[derive(Clone, Debug)]
+pub struct NextAsk {
+    /// The worker.
+    pub worker_id: WorkerId,
+    /// How many tasks at most.
+    pub count: i64,
+    /// Makes the call repeatable.
+    pub claim_id: Option<Uuid>,
+}
+
+impl Store {
+    /// Claims the best tasks that there are for a worker, best first; none if there are none, or if
+    /// nobody knows the worker. Repeated with its `claim_id` it gives what the first call got.
+    pub async fn task_claim_next(&self, ask: &NextAsk) -> Result<Vec<Claimed>, StoreError> {
+        let lease = self.times().lease;
+        let mut tasks = sqlx::query_file_as!(
+            Task,
+            "src/store/sql/task_claim_next.sql",
+            ask.worker_id.as_str(),
+            ask.count,
+            ask.claim_id,
+            lease.as_secs_f64(),
+            ask.count * CANDIDATES_PER_TASK + CANDIDATES_SPARE,
+            CLAIM_BYTES_MAX,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        if let (true, Some(claim_id)) = (tasks.is_empty(), ask.claim_id) {
+            tasks = sqlx::query_file_as!(
+                Task,
+                "src/store/sql/task_claimed_as.sql",
+                ask.worker_id.as_str(),
+                claim_id
+            )
+            .fetch_all(self.pool())
+            .await?;
+        }
+        tasks.sort_by_key(|task| (std::cmp::Reverse(task.priority), task.created_at, task.id.0));
+        Ok(tasks.into_iter().map(|task| Claimed::new(task, lease)).collect())
+    }
+}
