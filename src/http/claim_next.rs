@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
@@ -20,7 +20,7 @@ use crate::domain::{Fence, Routing, WorkerId};
 use crate::shutdown::{Stage, jittered};
 use crate::store::{Claimed, FinishAsk, NextAsk, StoreError, Verb};
 
-/// Statements of this kind at the same time: each holds a connection of the pool.
+/// Statements of these calls at the same time: each holds a connection of the pool.
 pub(super) const CLAIMS_IN_FLIGHT: usize = 4;
 /// How long a call waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(2);
@@ -108,7 +108,14 @@ async fn wait_for_some(
     }
 }
 
+/// Waits for a turn: a crowd of calls must not take all connections of the pool.
+async fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    let turn = timeout(TURN_WAIT, Arc::clone(&app.claims).acquire_owned()).await;
+    turn.ok().and_then(Result::ok).ok_or(Problem::Store(StoreError::Busy))
+}
+
 async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem> {
+    let _turn = turn(app).await?;
     let found = app.store.stream_review(std::slice::from_ref(worker_id)).await?;
     found
         .into_iter()
@@ -119,10 +126,7 @@ async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem>
 /// One look. In a task of its own: a client that hangs up must not break off a statement half way, and
 /// what was claimed for one that has hung up goes back.
 async fn look(app: &App, ask: &NextAsk) -> Result<Vec<ClaimAnswer>, Problem> {
-    let turn = timeout(TURN_WAIT, Arc::clone(&app.claims).acquire_owned()).await;
-    let Ok(Ok(turn)) = turn else {
-        return Err(Problem::Store(StoreError::Busy));
-    };
+    let turn = turn(app).await?;
     let (answer, answered) = oneshot::channel();
     let (own_app, own_ask) = (app.clone(), ask.clone());
     tokio::spawn(async move {

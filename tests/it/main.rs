@@ -11,14 +11,17 @@ mod support;
 
 mod api;
 mod bad_input;
+mod claim_next;
 mod claims;
 mod embedded;
+mod events;
 mod examples;
 mod hostile_requests;
 mod injection;
 mod layers;
 mod leases;
 mod limits;
+mod operators;
 mod postgres_away;
 mod push;
 mod raw_sockets;

@@ -30,8 +30,17 @@ pub struct SseStream {
 
 impl SseStream {
     pub async fn open(server: &str, query: &str, headers: &[(&str, &str)]) -> Self {
+        Self::get(&format!("{server}/v1/worker/tasks/stream?{query}"), headers).await
+    }
+
+    /// The events of one task.
+    pub async fn follow(server: &str, task: &str) -> Self {
+        Self::get(&format!("{server}/v1/tasks/{task}/events"), &[]).await
+    }
+
+    async fn get(url: &str, headers: &[(&str, &str)]) -> Self {
         let client = http_client().build().unwrap();
-        let mut request = client.get(format!("{server}/v1/worker/tasks/stream?{query}"));
+        let mut request = client.get(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -112,7 +121,10 @@ fn parse(block: &str) -> Event {
         } else if let Some(data) = line.strip_prefix("data: ") {
             event.data = serde_json::from_str(data).unwrap_or_else(|_| panic!("no JSON: {line}"));
         } else {
-            assert!(line.is_empty() || line.starts_with("retry: "), "unexpected line: {line:?}");
+            assert!(
+                line.is_empty() || line.starts_with("retry: ") || line == "id: ended",
+                "unexpected line: {line:?}"
+            );
         }
     }
     event
