@@ -18,6 +18,7 @@ mod hostile_requests;
 mod injection;
 mod layers;
 mod limits;
+mod model;
 mod postgres_away;
 mod push;
 mod raw_sockets;
