@@ -21,6 +21,7 @@ mod injection;
 mod layers;
 mod leases;
 mod limits;
+mod model;
 mod operators;
 mod postgres_away;
 mod push;
