@@ -46,6 +46,7 @@ create table attempts (
     ended_at    timestamptz not null default now(),
     outcome     text        not null,
     error       text,
+    claim_id    uuid,
     late_calls  integer     not null default 0,
     constraint attempts_pkey primary key (task_id, claim_epoch),
     constraint attempts_outcome_is_known check (
@@ -63,6 +64,7 @@ comment on column attempts.started_at is 'When it was claimed.';
 comment on column attempts.ended_at is 'When the claim ended.';
 comment on column attempts.outcome is 'completed, failed, released or cancelled by its worker; lapsed: its worker fell silent; timed_out: it took longer than timeout_seconds; requeued: taken back by hand.';
 comment on column attempts.error is 'Why it failed, lapsed or timed out.';
+comment on column attempts.claim_id is 'The client-made id of the claim: a call with it that was long on its way claims nothing again.';
 comment on column attempts.late_calls is 'Calls of this claim that came after its end and were refused.';
 
 -- The pause before the next attempt (protocol C5): 1 s · 2^attempt, at most 10 min, each ± 25 %.
@@ -150,8 +152,8 @@ begin
             by_hand := true;
             new.claim_outcome := case new.status when 'pending' then 'requeued' else new.status end;
         end if;
-        insert into attempts (task_id, claim_epoch, attempt, worker_id, started_at, outcome, error)
-        values (old.id, old.claim_epoch, old.attempt, old.claimed_by, old.claimed_at, new.claim_outcome,
+        insert into attempts (task_id, claim_epoch, attempt, worker_id, started_at, claim_id, outcome, error)
+        values (old.id, old.claim_epoch, old.attempt, old.claimed_by, old.claimed_at, old.claim_id, new.claim_outcome,
                 case when new.claim_outcome in ('failed', 'lapsed', 'timed_out')
                        or new.claim_outcome = 'cancelled' and new.error is distinct from old.error
                      then new.error end)

@@ -73,6 +73,7 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
     let (outcome, answer) = match claim {
         Claim::Claimed(claimed) => ("claimed", Ok(claimed.into())),
         Claim::Taken { by } => ("taken", Err(Problem::AlreadyClaimed { task_id, by })),
+        Claim::Over(lost) => ("over", Err(Problem::ClaimLost { task_id, lost })),
         Claim::Ended(status) => ("ended", Err(Problem::TaskEnded { task_id, status })),
         Claim::NotDue => ("not_due", Err(Problem::TaskNotDue(task_id))),
         Claim::Expired => ("expired", Err(Problem::TaskExpired(task_id))),

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::group::Batch;
+use super::late::Lost;
 use super::{Store, StoreError};
 use crate::domain::{Status, Task, TaskId, WorkerId};
 
@@ -47,6 +48,8 @@ pub enum Claim {
         /// Who, if that is known yet.
         by: Option<String>,
     },
+    /// This claim was made before, and is over.
+    Over(Lost),
     /// The task has ended.
     Ended(Status),
     /// Its `run_at` has not come.
@@ -173,15 +176,20 @@ impl ClaimBatch {
                 Some(_) if !row.worker_known => Claim::UnknownWorker,
                 Some(Status::Running) if row.is_repeat => {
                     // The answer to the first one was lost on its way (protocol C2).
-                    let id = ops[lost[at]].task_id;
-                    match sqlx::query_file_as!(Task, "src/store/sql/task_get.sql", id.0)
-                        .fetch_optional(&self.pool)
-                        .await?
-                    {
-                        Some(task) => Claim::Claimed(Claimed::new(task, self.lease)),
-                        None => Claim::NotFound,
-                    }
+                    let ClaimAsk { task_id, worker_id, claim_id } = &ops[lost[at]];
+                    let id = claim_id.unwrap_or_default();
+                    let held = claimed_as(&self.pool, worker_id, id, Some(*task_id)).await?;
+                    // Not any more, a moment later: as good as lost.
+                    held.into_iter().next().map_or(Claim::Taken { by: None }, |task| {
+                        Claim::Claimed(Claimed::new(task, self.lease))
+                    })
                 }
+                Some(status) if row.outcome.is_some() => Claim::Over(Lost {
+                    status,
+                    claimed_by: row.claimed_by,
+                    claim_epoch: row.claim_epoch.unwrap_or_default(),
+                    outcome: row.outcome,
+                }),
                 Some(Status::Running) => Claim::Taken { by: row.claimed_by },
                 Some(Status::Pending) if !row.routed => Claim::NotRouted,
                 Some(Status::Pending) if row.expired => Claim::Expired,
@@ -193,6 +201,24 @@ impl ClaimBatch {
         }
         Ok(answers)
     }
+}
+
+/// What a worker claimed with a claim_id and still has: of one task, or of all.
+pub(super) async fn claimed_as(
+    pool: &PgPool,
+    worker: &WorkerId,
+    claim_id: Uuid,
+    task: Option<TaskId>,
+) -> Result<Vec<Task>, StoreError> {
+    Ok(sqlx::query_file_as!(
+        Task,
+        "src/store/sql/task_claimed_as.sql",
+        worker.as_str(),
+        claim_id,
+        task.map(|id| id.0) as Option<Uuid>,
+    )
+    .fetch_all(pool)
+    .await?)
 }
 
 fn columns<'a>(

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::claims::Claimed;
+use super::claims::{Claimed, claimed_as};
 use super::{Store, StoreError};
 use crate::domain::{Task, WorkerId};
 
@@ -42,14 +42,7 @@ impl Store {
         .fetch_all(self.pool())
         .await?;
         if let (true, Some(claim_id)) = (tasks.is_empty(), ask.claim_id) {
-            tasks = sqlx::query_file_as!(
-                Task,
-                "src/store/sql/task_claimed_as.sql",
-                ask.worker_id.as_str(),
-                claim_id
-            )
-            .fetch_all(self.pool())
-            .await?;
+            tasks = claimed_as(self.pool(), &ask.worker_id, claim_id, None).await?;
         }
         tasks.sort_by_key(|task| (std::cmp::Reverse(task.priority), task.created_at, task.id.0));
         Ok(tasks.into_iter().map(|task| Claimed::new(task, lease)).collect())

@@ -124,6 +124,12 @@ async fn c2_a_claim_repeated_with_its_claim_id_gets_the_same_answer() {
     }
     let stolen = json!({"worker_id": "v", "claim_id": claim_id});
     assert_eq!(replicas[0].post(&path, stolen).await.status, 409);
+    // One that was long on its way comes after the claim's end: it must not claim for nobody.
+    replicas[0].finish("release", &id, "w", json!({})).await.expect(200);
+    let late = replicas[1].post(&path, body).await;
+    assert_eq!((late.status, late.problem().as_str()), (409, "claim_lost"));
+    assert_eq!(late.json()["outcome"], "released");
+    replicas[1].claim(&id, "w").await.expect(200);
 }
 
 #[tokio::test]

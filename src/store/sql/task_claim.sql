@@ -15,6 +15,10 @@ with asked as (
        and (t.expires_at is null or t.expires_at > now())
        and task_is_for(t.codebase_id, t.required_capabilities, t.target_worker_id, t.target_agent_name,
                        w.id, w.name, w.codebases, w.capabilities)
+       -- A claim_id is good for one claim: a call that was long on its way must not make another.
+       and (a.claim_id is null or t.claim_epoch = 0
+            or not exists (select 1 from attempts p
+                            where p.task_id = t.id and p.worker_id = a.worker_id and p.claim_id = a.claim_id))
      order by t.id, a.n  -- every batch of every replica locks in the order of ids: no deadlock
        for no key update of t skip locked
 ), winners as (
