@@ -1,36 +1,8 @@
 //! Claims: one winner, fenced ends, and what the losers are told.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 
 use crate::support::{Replica, TestDb, eventually};
-
-#[tokio::test]
-async fn c1_of_a_thousand_racing_claims_over_two_replicas_one_wins() {
-    let db = TestDb::new().await;
-    let replicas = [Replica::start(&db).await, Replica::start(&db).await];
-    for n in 0..50 {
-        replicas[0].register(&format!("w-{n}"), &[], &[]).await;
-    }
-    for round in 0..5 {
-        let id = replicas[0].create(json!({"title": format!("race {round}")})).await;
-        let races = (0..1_000).map(|n| {
-            let (replica, id) = (&replicas[n % 2], &id);
-            async move { replica.claim(id, &format!("w-{}", n % 50)).await }
-        });
-        let answers = futures_util::future::join_all(races).await;
-        let mut by_status = BTreeMap::new();
-        for answer in &answers {
-            *by_status.entry(answer.status).or_insert(0) += 1;
-            assert!(answer.status == 200 || answer.problem() == "already_claimed", "{answer:?}");
-        }
-        assert_eq!(by_status, [(200, 1), (409, 999)].into());
-        let winner = answers.iter().find(|answer| answer.status == 200).unwrap().json();
-        let task = replicas[1].task(&id).await;
-        assert_eq!((&task["claimed_by"], &task["claim_epoch"]), (&winner["claimed_by"], &json!(1)));
-    }
-}
 
 #[tokio::test]
 async fn a_claim_gives_the_whole_task_its_epoch_and_its_lease() {

@@ -11,6 +11,7 @@ mod support;
 
 mod api;
 mod bad_input;
+mod campaign;
 mod claim_next;
 mod claims;
 mod embedded;

@@ -39,6 +39,8 @@ impl Proxy {
                     let Ok(mut far) = TcpStream::connect(target).await else {
                         return;
                     };
+                    // It must not add Nagle's 40 ms to every round trip.
+                    let _ = (near.set_nodelay(true), far.set_nodelay(true));
                     tokio::select! {
                         _ = copy_bidirectional(&mut near, &mut far) => {}
                         () = cut => {}

@@ -49,6 +49,14 @@ impl SseStream {
         Self { response, worker_id: String::new(), unread: Vec::new() }
     }
 
+    /// Opens a stream where that may fail, as on a replica that is being killed.
+    pub async fn try_open(client: &reqwest::Client, server: &str, query: &str) -> Option<Self> {
+        let request = client.get(format!("{server}/v1/worker/tasks/stream?{query}")).send();
+        let response = tokio::time::timeout(PATIENCE / 4, request).await.ok()?.ok()?;
+        let is_stream = response.status() == 200;
+        is_stream.then(|| Self { response, worker_id: String::new(), unread: Vec::new() })
+    }
+
     /// The next event of whatever kind.
     pub async fn next(&mut self) -> Event {
         match self.next_within(PATIENCE).await {
@@ -62,7 +70,8 @@ impl SseStream {
         tokio::time::timeout(limit, self.read()).await.ok().flatten()
     }
 
-    async fn read(&mut self) -> Option<Event> {
+    /// The next event, however long it takes; `None` at the end of the stream.
+    pub async fn read(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.unread.windows(2).position(|two| two == b"\n\n") {
                 let block: Vec<u8> = self.unread.drain(..end + 2).collect();
