@@ -19,6 +19,7 @@ mod injection;
 mod layers;
 mod leases;
 mod limits;
+mod plans;
 mod postgres_away;
 mod push;
 mod raw_sockets;
