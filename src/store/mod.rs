@@ -101,6 +101,8 @@ impl Store {
             ("lock_timeout", LOCK_TIMEOUT),
             // Statements here are short; compiling one would take longer than running it.
             ("jit", "off"),
+            // Nor are there rows enough to share: a plan with helpers waits until they have started.
+            ("max_parallel_workers_per_gather", "0"),
             ("idle_in_transaction_session_timeout", STATEMENT_TIMEOUT),
         ]);
         let pool = PgPoolOptions::new()

@@ -24,6 +24,7 @@ mod leases;
 mod limits;
 mod model;
 mod operators;
+mod plans;
 mod postgres_away;
 mod push;
 mod raw_sockets;

@@ -117,7 +117,7 @@ async fn many_replicas_may_start_at_once_on_an_empty_database() {
 }
 
 /// Runs `taskwire migrate` on a database; whether it succeeded, and what it said.
-fn migrate(db: &TestDb) -> (bool, String) {
+pub fn migrate(db: &TestDb) -> (bool, String) {
     let done = Command::new(env!("CARGO_BIN_EXE_taskwire"))
         .args(["migrate", "--database-url", &db.url])
         .output()

@@ -7,4 +7,4 @@ with old as materialized (
      limit $1
        for update skip locked
 )
-delete from tasks t using old where t.id = old.id
+delete from tasks where id = any (array(select id from old))

@@ -1,7 +1,9 @@
 -- push_backlog
 -- The best $2 claimable tasks for each of some workers, best first: per codebase from the index
--- tasks_pending_best, then merged. (`limit (select …)` hides the number from the planner, which would
--- otherwise sort whole codebases for a generous one.) The worker's row decides what is for it, as it does in task_claim.
+-- tasks_pending_best, then merged. The worker's row decides what is for it, as it does in task_claim.
+--
+-- Two veils keep the planner from sorting whole codebases: `limit (select …)` hides how much is wanted, and `case`
+-- hides the predicate, which would look as if next to nothing passed it (and offers an `or` for a bitmap).
 select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
        t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
        case when l.is_large then null else t.prompt end as prompt,
@@ -24,8 +26,9 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
                    and tasks.due
                    and tasks.codebase_id = own.codebase_id
                    and (tasks.expires_at is null or tasks.expires_at > now())
-                   and task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
-                                   tasks.target_agent_name, w.id, w.name, w.codebases, w.capabilities)
+                   and case when task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
+                                             tasks.target_agent_name, w.id, w.name, w.codebases, w.capabilities)
+                            then true end
                  order by tasks.priority desc, tasks.created_at, tasks.id
                  limit (select $2::bigint)) as best
          order by best.priority desc, best.created_at, best.id

@@ -16,9 +16,10 @@ with asked as (
       from latest
      order by worker_id
         on conflict (id) do update
-       set name         = coalesce((select l.name from latest l where l.worker_id = w.id), w.name),
-           codebases    = coalesce((select l.codebases from latest l where l.worker_id = w.id), w.codebases),
-           capabilities = coalesce((select l.capabilities from latest l where l.worker_id = w.id), w.capabilities)
+       set (name, codebases, capabilities) = (
+               select coalesce(l.name, w.name), coalesce(l.codebases, w.codebases), coalesce(l.capabilities, w.capabilities)
+                 from latest l
+                where l.worker_id = w.id)
     returning w.id, w.name, w.codebases, w.capabilities
 ), present as (
     insert into streams as s (worker_id, connection_id, replica_id)

@@ -1,6 +1,6 @@
 -- task_claim_next
 -- Claims the best tasks for one worker: up to $2 of them, best first, by the predicate and in the order
--- of push_backlog. Rows that rivals have locked or won meanwhile are passed over, so more candidates
+-- of push_backlog, with the same veils before the planner. Rows that rivals have locked or won meanwhile are passed over, so more candidates
 -- ($5) are read than wanted. $3: with a claim_id, only its first call claims. $4: the lease. $6: bytes of
 -- the tasks together; the first one comes whatever its size.
 with me as materialized (
@@ -21,8 +21,9 @@ with me as materialized (
                        and tasks.due
                        and tasks.codebase_id = own.codebase_id
                        and (tasks.expires_at is null or tasks.expires_at > now())
-                       and task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
-                                       tasks.target_agent_name, me.id, me.name, me.codebases, me.capabilities)
+                       and case when task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
+                                                 tasks.target_agent_name, me.id, me.name, me.codebases, me.capabilities)
+                                then true end
                      order by tasks.priority desc, tasks.created_at, tasks.id
                      limit (select $5::bigint)) as best
              order by best.priority desc, best.created_at, best.id
