@@ -6,6 +6,7 @@ alter table tasks add column claim_outcome text;
 alter table tasks add constraint tasks_claim_outcome_is_known
     check (claim_outcome in ('completed', 'failed', 'released', 'cancelled', 'lapsed', 'timed_out', 'requeued'))
     not valid;
+alter table tasks add constraint tasks_attempt_range check (attempt between 0 and 1000000) not valid;
 comment on column tasks.claim_outcome is 'How the last claim ended, see attempts.outcome; null before the first one and while running.';
 
 -- What heartbeats change stands here and not in tasks: nothing of it is indexed, the rows are small,
@@ -21,7 +22,7 @@ create table heartbeats (
     constraint heartbeats_pkey primary key (task_id),
     constraint heartbeats_progress_range check (progress between 0 and 1),
     constraint heartbeats_message_is_small check (octet_length(message) <= 4096),
-    constraint heartbeats_checkpoint_is_small check (octet_length(checkpoint::text) <= 524288),
+    constraint heartbeats_checkpoint_is_small check (pg_column_size(checkpoint) <= 524288),
     constraint heartbeats_times_are_in_range check (
             heartbeat_at     between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00'
         and lease_expires_at between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59.999999+00')
@@ -47,6 +48,7 @@ create table attempts (
     outcome     text        not null,
     error       text,
     claim_id    uuid,
+    revoked     boolean     not null default false,
     late_calls  integer     not null default 0,
     constraint attempts_pkey primary key (task_id, claim_epoch),
     constraint attempts_outcome_is_known check (
@@ -65,7 +67,11 @@ comment on column attempts.ended_at is 'When the claim ended.';
 comment on column attempts.outcome is 'completed, failed, released or cancelled by its worker; lapsed: its worker fell silent; timed_out: it took longer than timeout_seconds; requeued: taken back by hand.';
 comment on column attempts.error is 'Why it failed, lapsed or timed out.';
 comment on column attempts.claim_id is 'The client-made id of the claim: a call with it that was long on its way claims nothing again.';
+comment on column attempts.revoked is 'Whether it was ended against its worker, by hand or by its timeout: the worker is told.';
 comment on column attempts.late_calls is 'Calls of this claim that came after its end and were refused.';
+
+-- A call to claim the next tasks that was long on its way.
+create index attempts_by_claim on attempts (claim_id) where claim_id is not null;
 
 -- The pause before the next attempt (protocol C5): 1 s · 2^attempt, at most 10 min, each ± 25 %.
 create function retry_wait(attempt integer) returns interval
@@ -82,7 +88,7 @@ create function claim_alive_until(task_id uuid, claim_epoch bigint, worker_id te
     select greatest(
         (select h.lease_expires_at from heartbeats h
           where h.task_id = claim_alive_until.task_id and h.claim_epoch = claim_alive_until.claim_epoch),
-        -- 5 s: a replica shows a sign of life every 2 s, however short the lease is.
+        -- 5 s: a replica shows a sign of life every second, however short the lease is.
         (select coalesce(r.last_seen_at + greatest(lease, interval '5 seconds'), w.stream_ended_at + lease)
            from workers w
            left join (streams s join replicas r on r.id = s.replica_id) on s.worker_id = w.id
@@ -104,7 +110,10 @@ begin
     return not exists (select 1 from tasks t
                         where t.claimed_by = claim_is_first.worker_id
                           and t.status = 'running'
-                          and t.claim_id = claim_is_first.claim_id);
+                          and t.claim_id = claim_is_first.claim_id)
+       and not exists (select 1 from attempts a
+                        where a.worker_id = claim_is_first.worker_id
+                          and a.claim_id = claim_is_first.claim_id);
 end
 $$;
 
@@ -116,7 +125,8 @@ comment on function claim_is_first(text, uuid) is
 create function tasks_leave_state() returns trigger language plpgsql as $$
 declare
     history_max constant integer := 1000;
-    by_hand boolean := false;
+    by_server constant boolean := current_setting('application_name') = 'taskwire';
+    is_revoked boolean := new.claim_outcome = 'timed_out';
 begin
     if new.status = 'running' then
         -- Only claimed_by was changed.
@@ -135,6 +145,7 @@ begin
         new.lease_expires_at := null;
         new.finished_at      := null;
         new.result           := null;
+        new.due              := new.run_at <= clock_timestamp();
         if new.cancel_requested_at is not distinct from old.cancel_requested_at then
             new.cancel_requested_at := null;
             new.cancel_reason       := null;
@@ -148,12 +159,18 @@ begin
     end if;
 
     if old.status = 'running' then
-        if new.claim_outcome is null then
-            by_hand := true;
-            new.claim_outcome := case new.status when 'pending' then 'requeued' else new.status end;
+        -- Who does not say how the claim ended is an operator, or a server of the release before.
+        if new.claim_outcome is not distinct from old.claim_outcome then
+            is_revoked := not by_server;
+            new.claim_outcome := case when new.status <> 'pending' then new.status
+                                      when not by_server then 'requeued'
+                                      when new.attempt < old.attempt then 'released'
+                                      when new.error like 'attempt % expired' then 'lapsed'
+                                      else 'failed' end;
         end if;
-        insert into attempts (task_id, claim_epoch, attempt, worker_id, started_at, claim_id, outcome, error)
-        values (old.id, old.claim_epoch, old.attempt, old.claimed_by, old.claimed_at, old.claim_id, new.claim_outcome,
+        insert into attempts (task_id, claim_epoch, attempt, worker_id, started_at, claim_id, revoked, outcome, error)
+        values (old.id, old.claim_epoch, old.attempt, old.claimed_by, old.claimed_at, old.claim_id,
+                coalesce(is_revoked, false), new.claim_outcome,
                 case when new.claim_outcome in ('failed', 'lapsed', 'timed_out')
                        or new.claim_outcome = 'cancelled' and new.error is distinct from old.error
                      then new.error end)
@@ -162,7 +179,7 @@ begin
             delete from attempts a where a.task_id = old.id and a.claim_epoch = old.claim_epoch - history_max;
         end if;
         -- Its worker does not know.
-        if by_hand or new.claim_outcome = 'timed_out' then
+        if is_revoked then
             perform pg_notify('taskwire', 'cancel ' || old.id);
         end if;
     end if;
@@ -181,12 +198,28 @@ create trigger tasks_leave_state
 
 comment on function tasks_leave_state() is 'Keeps what belongs to a status together, notes the end of a claim in attempts, and tells a worker whose claim was ended for it.';
 
--- The fence holds only if each claim raises the epoch, and nothing else changes it.
-create function tasks_refuse_epoch() returns trigger language plpgsql as $$
+-- The release before does not clear what the last claim left.
+create function tasks_enter_running() returns trigger language plpgsql as $$
 begin
-    raise exception 'task %: claim_epoch grows by one with each claim and never changes otherwise', new.id
-        using errcode = 'check_violation', table = 'tasks', constraint = 'tasks_claim_raises_epoch',
-              hint = 'Leave claim_epoch alone; requeue_task(id) takes a task from its worker.';
+    new.claim_outcome := null;
+    return new;
+end
+$$;
+
+create trigger tasks_enter_running
+    before update on tasks
+    for each row
+    when (old.status <> 'running' and new.status = 'running' and new.claim_outcome is not null)
+    execute function tasks_enter_running();
+
+comment on function tasks_enter_running() is 'Clears how the claim before ended.';
+
+-- The fence holds only if each claim raises the epoch, and nothing else changes it; and attempts and
+-- heartbeats are found by the id.
+create function tasks_refuse() returns trigger language plpgsql as $$
+begin
+    raise exception 'task %: %', old.id, tg_argv[1]
+        using errcode = 'check_violation', table = 'tasks', constraint = tg_argv[0], hint = tg_argv[2];
 end
 $$;
 
@@ -195,9 +228,17 @@ create trigger tasks_guard_epoch
     for each row
     when (new.claim_epoch - old.claim_epoch
           <> case when old.status <> 'running' and new.status = 'running' then 1 else 0 end)
-    execute function tasks_refuse_epoch();
+    execute function tasks_refuse('tasks_claim_raises_epoch',
+                                  'claim_epoch grows by one with each claim and never changes otherwise',
+                                  'Leave claim_epoch alone; requeue_task(id) takes a task from its worker.');
 
-comment on function tasks_refuse_epoch() is 'Refuses what would break the fence: a claim that does not raise claim_epoch, or a change of it that is no claim.';
+create trigger tasks_guard_id
+    before update on tasks
+    for each row
+    when (new.id <> old.id)
+    execute function tasks_refuse('tasks_id_never_changes', 'an id never changes', 'Insert another task.');
+
+comment on function tasks_refuse() is 'Refuses a change by a named rule: its arguments are name, message and hint.';
 
 -- A changed timeout_seconds holds for the attempt that runs, too.
 create function tasks_change_timeout() returns trigger language plpgsql as $$

@@ -2,6 +2,21 @@
 -- tests/it/operators.rs runs every one.
 
 alter table tasks validate constraint tasks_claim_outcome_is_known;
+alter table tasks validate constraint tasks_attempt_range;
+
+comment on column tasks.claim_epoch is 'The fencing token: grows with each claim, never reset. Writes of an earlier claim match no row. A deleted id is not to be inserted again: its epochs would begin anew.';
+
+-- A worker whose presence somebody deleted by hand is still connected: its replica puts the row back.
+create trigger streams_notify_deleted
+    after delete on streams
+    for each row when (current_setting('application_name') <> 'taskwire')
+    execute function streams_notify_changed();
+
+-- The same rule as before, without the count in braces, over which a regular expression takes thirty
+-- times as long; it is asked at every insert and update.
+create or replace function taskwire_is_id(id text) returns boolean
+    language sql immutable parallel safe
+    return octet_length(id) between 1 and 128 and id !~ '[^A-Za-z0-9._:/@-]';
 
 -- The dead letters, newest first.
 create index tasks_failed on tasks (finished_at) where status = 'failed';

@@ -1,5 +1,6 @@
 //! `POST /v1/tasks/claim`: the best tasks for a worker that cannot hold a stream.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
@@ -16,15 +17,19 @@ use super::claims::ClaimAnswer;
 use super::extract::{Caller, MaybeJsonBody};
 use super::problem::Problem;
 use crate::domain::limits::{CLAIM_TASKS_MAX, CLAIM_WAIT_SECONDS_MAX, Invalid};
-use crate::domain::{Fence, Routing, WorkerId};
+use crate::domain::{Fence, Routing, TaskId, WorkerId};
+use crate::push::waiters::Waiter;
 use crate::shutdown::{Stage, jittered};
 use crate::store::{Claimed, FinishAsk, NextAsk, StoreError, Verb};
 
 /// Statements of these calls at the same time: each holds a connection of the pool.
 pub(super) const CLAIMS_IN_FLIGHT: usize = 4;
+/// The same of those who look without having been woken.
+pub(super) const IDLE_CLAIMS_IN_FLIGHT: usize = 1;
 /// How long a call waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(2);
-/// A call that waits looks by itself about so often, besides when it is woken: the net under the wake-ups.
+/// When a call that waits first looks by itself, besides when it is woken, and then after twice as long
+/// each time: the net under the wake-ups.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) fn router() -> Router<App> {
@@ -71,7 +76,7 @@ async fn claim_next(
         let until = Instant::now() + Duration::from_secs_f64(body.wait);
         wait_for_some(&app, &ask, until).await?
     } else {
-        let tasks = look(&app, &ask).await?;
+        let tasks = look(&app, &ask, &app.claims).await?;
         if tasks.is_empty() {
             routing_of(&app, &ask.worker_id).await?;
         }
@@ -92,30 +97,63 @@ async fn wait_for_some(
     let routing = routing_of(app, &ask.worker_id).await?;
     // Before the first look, so that nothing falls between the two.
     let waiter = app.hub.waiters.enter(routing).ok_or(Problem::Store(StoreError::Busy))?;
+    let (mut turns, mut pause) = (&app.claims, LOOK_EVERY);
     loop {
-        waiter.look();
-        let tasks = look(app, ask).await?;
-        if !tasks.is_empty() || app.shutdown.is_draining() || Instant::now() >= until {
-            return Ok(tasks);
+        if waiter.look() {
+            waiter.reroute(routing_of(app, &ask.worker_id).await?);
         }
-        tokio::select! {
-            () = waiter.woken() => {}
-            () = sleep_until(until) => {}
-            () = tokio::time::sleep(jittered(LOOK_EVERY)) => {}
-            () = app.shutdown.reached(Stage::Draining) => {}
+        let ends = app.shutdown.is_draining() || Instant::now() >= until;
+        match look(app, ask, turns).await {
+            Ok(tasks) if !tasks.is_empty() => {
+                waiter.leave_with(&tasks.iter().map(|answer| answer.task.id).collect());
+                return Ok(tasks);
+            }
+            Ok(_) => waiter.found_nothing(&gone(app, &waiter).await),
+            // It has time. The news stay at hand for its next look.
+            Err(Problem::Store(StoreError::Busy)) if !ends => pause = jittered(TURN_WAIT),
+            Err(problem) => return Err(problem),
         }
+        if ends {
+            return Ok(Vec::new());
+        }
+        let is_woken = tokio::select! {
+            () = waiter.woken() => true,
+            () = sleep_until(until) => true,
+            () = app.shutdown.reached(Stage::Draining) => true,
+            () = tokio::time::sleep(jittered(pause)) => false,
+        };
+        // Who looks without a reason leaves the turns to those who have one, and looks ever less often.
+        (turns, pause) =
+            if is_woken { (&app.claims, LOOK_EVERY) } else { (&app.idle_claims, pause * 2) };
         app.seen.note(&ask.worker_id);
     }
 }
 
+/// Which of the tasks that a waiter was told of nobody can claim any more.
+async fn gone(app: &App, waiter: &Waiter) -> HashSet<TaskId> {
+    let mut told: HashSet<_> = waiter.at_hand().into_iter().collect();
+    if !told.is_empty() {
+        let ids: Vec<_> = told.iter().copied().collect();
+        // Not known to be gone, so not gone.
+        let still = app.store.push_still_claimable(&ids).await;
+        match still {
+            Ok(still) => still.iter().for_each(|ready| {
+                told.remove(&ready.id);
+            }),
+            Err(_) => told.clear(),
+        }
+    }
+    told
+}
+
 /// Waits for a turn: a crowd of calls must not take all connections of the pool.
-async fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
-    let turn = timeout(TURN_WAIT, Arc::clone(&app.claims).acquire_owned()).await;
+async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+    let turn = timeout(TURN_WAIT, Arc::clone(turns).acquire_owned()).await;
     turn.ok().and_then(Result::ok).ok_or(Problem::Store(StoreError::Busy))
 }
 
 async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem> {
-    let _turn = turn(app).await?;
+    let _turn = turn(&app.claims).await?;
     let found = app.store.stream_review(std::slice::from_ref(worker_id)).await?;
     found
         .into_iter()
@@ -125,8 +163,12 @@ async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem>
 
 /// One look. In a task of its own: a client that hangs up must not break off a statement half way, and
 /// what was claimed for one that has hung up goes back.
-async fn look(app: &App, ask: &NextAsk) -> Result<Vec<ClaimAnswer>, Problem> {
-    let turn = turn(app).await?;
+async fn look(
+    app: &App,
+    ask: &NextAsk,
+    turns: &Arc<Semaphore>,
+) -> Result<Vec<ClaimAnswer>, Problem> {
+    let turn = turn(turns).await?;
     let (answer, answered) = oneshot::channel();
     let (own_app, own_ask) = (app.clone(), ask.clone());
     tokio::spawn(async move {

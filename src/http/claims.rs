@@ -42,7 +42,7 @@ struct ClaimBody {
 #[derive(Serialize)]
 pub(super) struct ClaimAnswer {
     #[serde(flatten)]
-    task: Task,
+    pub(super) task: Task,
     /// Seconds.
     lease_expires_in: u64,
 }

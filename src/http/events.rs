@@ -35,11 +35,11 @@ async fn follow(
     TaskInPath(id): TaskInPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(task) = app.store.task_get(id).await? else {
+    let Some(task) = app.store.task_watch(&[id]).await?.pop() else {
         return Err(Problem::TaskNotFound(id.to_string()));
     };
     // A browser's EventSource connects again after every end, unless it is told that nothing is left.
-    if header(&headers, "last-event-id")? == Some(frames::ENDED_ID) && task.finished_at.is_some() {
+    if header(&headers, "last-event-id")? == Some(frames::ENDED_ID) && task.status.is_end() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     if app.shutdown.is_draining() {
@@ -88,7 +88,11 @@ impl Follower {
                     self.has_ended = true;
                     return frames::Unfollow::Deleted.frame();
                 }
-                Seen::At(view) if view.status.is_end() => return self.end().await,
+                Seen::At(view) if view.status.is_end() => {
+                    if let Some(last) = self.end().await {
+                        return last;
+                    }
+                }
                 Seen::At(view) => {
                     let told = self.told.replace(view.clone());
                     match told {
@@ -114,20 +118,20 @@ impl Follower {
         }
     }
 
-    /// The task has ended: its last state is read whole.
-    async fn end(&mut self) -> Bytes {
-        loop {
-            match self.app.store.task_get(self.id).await {
-                Ok(Some(task)) => {
-                    self.has_ended = true;
-                    return frames::ended(&task);
-                }
-                Ok(None) => {
-                    self.has_ended = true;
-                    return frames::Unfollow::Deleted.frame();
-                }
-                Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+    /// The task has ended: its last state is read whole. `None`: it has begun anew in between, or cannot
+    /// be read now.
+    async fn end(&mut self) -> Option<Bytes> {
+        let last = match self.app.store.task_get(self.id).await {
+            Ok(Some(task)) if task.status.is_end() => frames::ended(&task),
+            Ok(None) => frames::Unfollow::Deleted.frame(),
+            Ok(Some(_)) => return None,
+            Err(_) => {
+                tokio::time::sleep(RETRY_AFTER).await;
+                self.seen.mark_changed();
+                return None;
             }
-        }
+        };
+        self.has_ended = true;
+        Some(last)
     }
 }

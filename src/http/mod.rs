@@ -59,6 +59,7 @@ pub struct Shared {
     pub watch: Arc<Watch>,
     batches: Semaphore,
     claims: Arc<Semaphore>,
+    idle_claims: Arc<Semaphore>,
     listings: Semaphore,
 }
 
@@ -101,6 +102,7 @@ impl App {
             watch,
             batches,
             claims: Arc::new(Semaphore::new(claim_next::CLAIMS_IN_FLIGHT)),
+            idle_claims: Arc::new(Semaphore::new(claim_next::IDLE_CLAIMS_IN_FLIGHT)),
             listings: Semaphore::new(LISTINGS_IN_FLIGHT),
         }))
     }

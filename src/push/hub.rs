@@ -121,7 +121,7 @@ impl Hub {
 
     /// Tells every stream that a task is for, and one of the calls that wait.
     pub fn announce(&self, task: &Announcement) {
-        self.waiters.wake_one(task.push.task.routing());
+        self.waiters.wake_one(&task.push.task);
         let now = std::time::Instant::now();
         let mut told = 0;
         for stream in self.concerned(task) {
@@ -171,6 +171,7 @@ impl Hub {
 
     /// Has the streams of some workers looked at, presence and routing too.
     pub fn review_workers(&self, workers: &HashSet<WorkerId>) {
+        self.waiters.reroute(workers);
         self.pay_attention(true, |inner| {
             workers.iter().filter_map(|id| inner.by_worker.get(id)).flatten().copied().collect()
         });
@@ -178,21 +179,22 @@ impl Hub {
 
     /// Has all streams looked at, presence and routing too.
     pub fn review_all(&self) {
-        self.waiters.wake_all();
+        self.waiters.wake_all(None);
         self.pay_attention(true, |inner| inner.streams.keys().copied().collect());
     }
 
     /// Has the backlog read again of all streams, or of those of some codebases.
     pub fn refill(&self, codebases: Option<&HashSet<String>>) {
-        self.waiters.wake_all();
-        self.pay_attention(false, |inner| match codebases {
-            Some(codebases) if !codebases.iter().any(|id| is_for_all(id)) => codebases
+        let named = codebases.filter(|ids| !ids.iter().any(|id| is_for_all(id)));
+        self.waiters.wake_all(named);
+        self.pay_attention(false, |inner| match named {
+            Some(codebases) => codebases
                 .iter()
                 .filter_map(|id| inner.by_codebase.get(id))
                 .flatten()
                 .copied()
                 .collect(),
-            _ => inner.streams.keys().copied().collect(),
+            None => inner.streams.keys().copied().collect(),
         });
     }
 

@@ -9,7 +9,7 @@ use crate::shutdown::{Shutdown, jittered};
 use crate::store::{Store, StoreError, chain, report};
 
 /// How often the replica shows that it lives: the leases of the claims of its streams hang on it.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// Wait after Postgres did not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 

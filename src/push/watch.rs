@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::domain::TaskId;
 use crate::shutdown::Shutdown;
@@ -95,24 +96,26 @@ impl Watch {
 
 /// Reads what is followed, until shutdown. Who joins is served at once.
 pub async fn run(store: Store, watch: Arc<Watch>, shutdown: Shutdown) {
-    let mut pause = READ_EVERY;
+    let mut due = Instant::now();
     loop {
         let wait = async {
+            // However many join, the others get their turn.
             tokio::select! {
+                biased;
+                () = sleep_until(due) => false,
                 () = watch.joined.notified() => true,
-                () = tokio::time::sleep(pause) => false,
             }
         };
         let Some(joined) = shutdown.until_stopping(wait).await else {
             return;
         };
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let ids = watch.ids(joined);
         if let Err(error) = watch.read(&store, &ids).await {
             report("could not read the tasks that are followed", &error);
         }
         if !joined {
-            pause = READ_EVERY.max(begun.elapsed() * READ_SHARE);
+            due = Instant::now() + READ_EVERY.max(begun.elapsed() * READ_SHARE);
         }
     }
 }

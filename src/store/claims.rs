@@ -203,7 +203,7 @@ impl ClaimBatch {
     }
 }
 
-/// What a worker claimed with a claim_id and still has: of one task, or of all.
+/// What a worker claimed with a `claim_id` and still has: of one task, or of all.
 pub(super) async fn claimed_as(
     pool: &PgPool,
     worker: &WorkerId,

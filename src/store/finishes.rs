@@ -143,11 +143,13 @@ impl Batch for FinishBatch {
             (Some(finished), _) => Ok(Finish::Finished(finished.clone())),
             // What took effect took effect, also when the rest cannot be explained.
             (None, Err(error)) => Err(error.clone()),
-            (None, Ok(explained)) => Ok(match explained.next() {
-                Some(Late::Lost(lost)) => Finish::Lost(lost),
-                Some(Late::Repeats(past)) => Finish::Finished(past.into()),
-                Some(Late::NotFound) | None => Finish::NotFound,
-            }),
+            (None, Ok(explained)) => match explained.next() {
+                Some(Late::Lost(lost)) => Ok(Finish::Lost(lost)),
+                Some(Late::Repeats(past)) => Ok(Finish::Finished(past.into())),
+                // Claimed between the two statements: the next try finds it.
+                Some(Late::Locked) => Err(StoreError::Busy),
+                Some(Late::NotFound) | None => Ok(Finish::NotFound),
+            },
         };
         Ok((0..ops.len()).map(answer).collect())
     }

@@ -11,6 +11,9 @@ use super::late::{self, Late, Lost};
 use super::{Store, StoreError};
 use crate::domain::Fence;
 
+/// When the heartbeats of rows that somebody has locked are tried again.
+const LOCKED_RETRY: Duration = Duration::from_millis(50);
+
 /// A sign of life of one claim. What is not given stays as it was.
 #[derive(Debug)]
 pub struct HeartbeatAsk {
@@ -68,6 +71,30 @@ impl Batch for HeartbeatBatch {
         &self,
         ops: &[HeartbeatAsk],
     ) -> Result<Vec<Result<Heartbeat, StoreError>>, StoreError> {
+        let all: Vec<_> = ops.iter().collect();
+        let mut answers = self.beat(&all).await?;
+        let is_locked = |n: &usize| matches!(answers[*n], Err(StoreError::Busy));
+        let locked: Vec<_> = (0..ops.len()).filter(is_locked).collect();
+        if !locked.is_empty() {
+            // By a statement that is about to commit, most often. Whose row an operator has locked is
+            // told to come back.
+            tokio::time::sleep(LOCKED_RETRY).await;
+            let again: Vec<_> = locked.iter().map(|n| &ops[*n]).collect();
+            if let Ok(second) = self.beat(&again).await {
+                for (n, answer) in locked.into_iter().zip(second) {
+                    answers[n] = answer;
+                }
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl HeartbeatBatch {
+    async fn beat(
+        &self,
+        ops: &[&HeartbeatAsk],
+    ) -> Result<Vec<Result<Heartbeat, StoreError>>, StoreError> {
         let fences: Fences<'_> = ops.iter().map(|op| &op.fence).collect();
         let progress: Vec<_> = ops.iter().map(|op| op.progress).collect();
         let messages: Vec<_> = ops.iter().map(|op| op.message.as_deref()).collect();
@@ -103,11 +130,12 @@ impl Batch for HeartbeatBatch {
                 (Some(answer), _) => Ok(answer),
                 // Those that live do so all the same.
                 (None, Err(error)) => Err(error.clone()),
-                (None, Ok(explained)) => Ok(match explained.next() {
-                    Some(Late::Lost(lost)) => Heartbeat::Lost(lost),
+                (None, Ok(explained)) => match explained.next() {
+                    Some(Late::Lost(lost)) => Ok(Heartbeat::Lost(lost)),
+                    Some(Late::Locked) => Err(StoreError::Busy),
                     // Only a complete can be a repetition.
-                    Some(Late::NotFound | Late::Repeats(_)) | None => Heartbeat::NotFound,
-                }),
+                    Some(Late::NotFound | Late::Repeats(_)) | None => Ok(Heartbeat::NotFound),
+                },
             })
             .collect())
     }

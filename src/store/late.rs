@@ -16,6 +16,8 @@ pub(super) enum Late {
     Repeats(Past),
     /// The claim is over.
     Lost(Lost),
+    /// It lives: its row was locked by somebody else.
+    Locked,
 }
 
 /// A claim that had its `complete`.
@@ -73,6 +75,7 @@ pub(super) async fn explain(
             (Some(claim_epoch), Some(attempt)) if row.repeats => {
                 Late::Repeats(Past { claim_epoch, attempt, max_attempts })
             }
+            _ if row.holds => Late::Locked,
             _ => {
                 let (claimed_by, outcome) = (row.claimed_by, row.outcome);
                 Late::Lost(Lost { status, claimed_by, claim_epoch, outcome })

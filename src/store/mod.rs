@@ -62,13 +62,14 @@ pub struct Times {
     pub worker_timeout: Duration,
 }
 
-/// A silence of all replicas that is no outage yet: they show a sign of life every 2 s.
-const GAP_MIN: Duration = Duration::from_secs(5);
+/// A silence of all replicas that is no outage yet: they show a sign of life every second.
+const GAP_MIN: Duration = Duration::from_secs(3);
 
 impl Times {
-    /// A silence of all replicas that may have cost leases: after it everyone gets a full one anew.
+    /// A silence of all replicas that may have cost leases: after it everyone gets a full one anew. Half
+    /// a lease, as who sends three heartbeats a lease may have sent the last one a third of it before.
     fn gap(self) -> Duration {
-        self.lease.clamp(GAP_MIN, REPLICA_SILENCE)
+        (self.lease / 2).clamp(GAP_MIN, REPLICA_SILENCE)
     }
 }
 

@@ -8,6 +8,8 @@ with late as materialized (
        for no key update skip locked
 )
 update tasks t
-   set status = 'failed', finished_at = now(), error = 'expired before it was claimed'
+   set status = 'failed', finished_at = now(),
+       error = case when t.attempt = 0 then 'expired before it was claimed'
+                    else 'expired before it was claimed again: ' || coalesce(t.error, 'attempt ' || t.attempt || ' gave no reason') end
   from late
  where t.id = late.id

@@ -57,5 +57,5 @@ update tasks t
                           end
   from decided d
  where t.id = d.id
-   and t.status = 'running'
+   and t.lease_expires_at is not null  -- running, but no reason to walk through all that run
 returning d.claim_outcome

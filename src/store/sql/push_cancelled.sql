@@ -1,7 +1,7 @@
 -- push_cancelled
 -- Whom to tell that it is to stop, and why: the owners of running tasks whose cancellation was asked for,
--- of some tasks ($1) or of what some workers hold ($2), who may have been away when it was said; and who had
--- the last claim of some tasks, if that was ended for its worker a moment ago.
+-- of some tasks ($1) or of what some workers hold ($2), who may have been away when it was said; and whose
+-- claim of some tasks was the last one and was revoked.
 select id as "id!: TaskId", claimed_by as "claimed_by!", claim_epoch as "claim_epoch!", cancel_reason
   from tasks
  where id = any ($1)
@@ -16,10 +16,10 @@ select id, claimed_by, claim_epoch, cancel_reason
  union
 select t.id, a.worker_id, a.claim_epoch,
        case a.outcome when 'requeued' then 'it was requeued' when 'cancelled' then t.cancel_reason
-                      else coalesce(a.error, 'it was ended by hand') end
+                      when 'timed_out' then a.error else 'it was ended by hand' end
   from tasks t
  cross join lateral (
         select * from attempts where task_id = t.id order by claim_epoch desc limit 1) as a
  where t.id = any ($1)
-   and a.ended_at > now() - interval '1 minute'
+   and a.revoked
    and not (t.status = 'running' and t.claimed_by = a.worker_id)

@@ -19,6 +19,7 @@ with me as materialized (
                       from tasks
                      where tasks.status = 'pending'
                        and tasks.due
+                       and tasks.run_at <= now()
                        and tasks.codebase_id = own.codebase_id
                        and (tasks.expires_at is null or tasks.expires_at > now())
                        and case when task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,

@@ -1,7 +1,8 @@
 -- task_heartbeat
 -- Signs of life of some claims, many in one statement. The row of the task is locked, not changed: so
 -- the reaper, which locks it too before it judges, either comes first and the fence matches nothing, or
--- comes later and sees this heartbeat. What a heartbeat leaves out stays as this claim said it before;
+-- comes later and sees this heartbeat. A row that somebody has locked costs its heartbeat another try,
+-- and nobody else anything. What a heartbeat leaves out stays as this claim said it before;
 -- a checkpoint outlives its claim. $7 is the lease.
 with asked as (
     select * from unnest($1::uuid[], $2::text[], $3::bigint[], $4::double precision[], $5::text[], $6::jsonb[])
@@ -12,11 +13,11 @@ with asked as (
            least(now() + make_interval(secs => $7), t.claimed_at + make_interval(secs => t.timeout_seconds)) as lease_expires_at
       from asked a
       join tasks t on t.id = a.task_id
-     where t.status = 'running'
+     where t.lease_expires_at is not null  -- running; see task_finish
        and t.claimed_by = a.worker_id
        and (a.claim_epoch is null or t.claim_epoch = a.claim_epoch)
      order by t.id, a.n
-       for share of t
+       for share of t skip locked
 ), merged as (  -- several of one task in one batch: of each field the last that was given
     select id, claim_epoch, lease_expires_at,
            (array_agg(progress   order by n desc) filter (where progress   is not null))[1] as progress,

@@ -13,7 +13,7 @@ with gone as (
            claim_outcome = case when t.cancel_requested_at is null then 'released' else 'cancelled' end,
            attempt       = greatest(t.attempt - 1, 0)
       from held
-     where t.id = held.id and t.status = 'running'
+     where t.id = held.id and t.lease_expires_at is not null
     returning t.id
 )
 select (select count(*) from gone) as "gone!", (select count(*) from released) as "released!"

@@ -15,6 +15,7 @@ mod p3_racers;
 mod p4_cuts;
 mod p5_deaths;
 mod producers;
+mod real_workers;
 mod workers;
 
 use std::time::{Duration, Instant};
