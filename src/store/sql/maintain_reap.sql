@@ -9,6 +9,8 @@
 -- After an outage or a step of the clock every sign of life looks old. So silence is not judged until the
 -- replicas have been steady for a lease: by then everyone has had the time to show one.
 -- $1 rows, $2 lease in seconds, $3 seconds without a sign of life after which a replica is not steady.
+-- (`limit (select …)` hides the number: the planner would otherwise read and sort all that there is whenever it
+-- takes that for little.)
 with lapsed as materialized (
     select t.id, t.claim_epoch, t.claimed_by, t.attempt, t.max_attempts, t.cancel_requested_at,
            t.claimed_at + make_interval(secs => t.timeout_seconds) as times_out_at
@@ -21,7 +23,7 @@ with lapsed as materialized (
                         where r.last_seen_at > now() - make_interval(secs => $3)
                           and r.steady_since <= now() - make_interval(secs => $2)))
      order by t.lease_expires_at
-     limit $1
+     limit (select $1::bigint)
        for no key update of t skip locked
 ), seen as materialized (
     select l.*, claim_alive_until(l.id, l.claim_epoch, l.claimed_by, make_interval(secs => $2)) as alive_until
