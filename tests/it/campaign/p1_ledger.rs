@@ -20,7 +20,7 @@ use crate::support::http_client;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_every_acknowledged_task_is_finished_exactly_once_whatever_breaks() {
     let campaign = Campaign::new("p1_every_acknowledged_task");
-    let tasks = campaign.number("TASKS", 3_000);
+    let tasks = campaign.number("TASKS", 2_000);
     let faults = campaign.number("FAULTS", 24);
     let gap = Duration::from_millis(campaign.number("GAP_MS", 450) as u64);
     let workers = campaign.number("WORKERS", 24);
@@ -104,7 +104,8 @@ async fn join(mut tasks: JoinSet<()>) {
 }
 
 /// Waits until nothing is pending or running. Progress is the condition: what is left must shrink
-/// at least every half minute, the time that a dead replica's last streams keep their claims.
+/// at least every minute and a half: an announcement that its worker could not act on, as a lock was
+/// in the way, is repeated after a minute.
 async fn finished(fleet: &Fleet, created: usize) {
     let left = "select count(*) from tasks where status in ('pending', 'running')";
     let (mut least, mut at) = (usize::MAX, Instant::now());
@@ -116,7 +117,7 @@ async fn finished(fleet: &Fleet, created: usize) {
         if left < least {
             (least, at) = (left, Instant::now());
         }
-        if at.elapsed() > Duration::from_secs(30) {
+        if at.elapsed() > Duration::from_secs(90) {
             let stuck = "select json_agg(t) from (select id, title, status, claimed_by, claim_epoch, codebase_id,
                 run_at - now() as run_in, lease_expires_at - now() as lease, due, ready_xid from tasks
                 where status in ('pending', 'running') limit 5) as t";
