@@ -15,7 +15,10 @@ use super::fleet::Fleet;
 use super::ledger::Ledger;
 use super::producers::produce;
 use super::workers::{Control, Worker};
-use crate::support::http_client;
+use serde_json::json;
+
+use crate::support::sse::Event;
+use crate::support::{Replica, TestDb, http_client};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_every_acknowledged_task_is_finished_exactly_once_whatever_breaks() {
@@ -125,5 +128,27 @@ async fn finished(fleet: &Fleet, created: usize) {
             panic!("{left} of {created} tasks are stuck: {stuck}");
         }
         sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Calls go to any replica, and the stream's own replica may never see the task being claimed.
+#[tokio::test]
+async fn p1_a_task_that_comes_back_through_another_replica_is_announced_again_at_once() {
+    let db = TestDb::new().await;
+    let replicas = [Replica::start(&db).await, Replica::start(&db).await];
+    let mut stream = replicas[0].stream("worker_id=w&events=task_available").await;
+    let id = replicas[1].create(json!({"title": "x", "max_attempts": 9})).await;
+    assert_eq!(stream.announced().await, id);
+    for round in 0..6 {
+        replicas[1].claim(&id, "w").await.expect(200);
+        let (verb, more) = match round % 3 {
+            0 => ("release", json!({})),
+            1 => ("fail", json!({"retry_after_seconds": 0})),
+            _ => ("fail", json!({"retry_after_seconds": 0.4})),
+        };
+        replicas[1].finish(verb, &id, "w", more).await.expect(200);
+        let again = stream.next_within(Duration::from_secs(5)).await;
+        let again = again.as_ref().map(Event::task);
+        assert_eq!(again, Some(id.as_str()), "round {round}: {verb}");
     }
 }
