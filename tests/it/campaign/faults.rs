@@ -193,7 +193,7 @@ impl Fault {
 
 const REQUEUED: &str = "
     select requeue_task(id)
-      from (select id from tasks where status = 'running' limit 10 for update skip locked) as some";
+      from (select id from tasks where status = 'running' limit 10 for update skip locked) as chosen";
 
 const FORGED: &str = "
     select pg_notify('taskwire', words.word || repeat(' ' || ids.id, n % 3))
