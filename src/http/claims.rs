@@ -67,7 +67,9 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
     let (task_id, worker_id) = (ask.task_id, ask.worker_id.clone());
     let claim = app.store.task_claim(ask).await?;
     // A claim that another one is about to win is not settled yet: the task may stay claimable.
-    if !matches!(claim, Claim::Taken { by: None }) {
+    if matches!(claim, Claim::Taken { by: None }) {
+        app.hub.missed(&worker_id, task_id);
+    } else {
         app.hub.acted(&worker_id, task_id);
     }
     let (outcome, answer) = match claim {

@@ -162,6 +162,15 @@ impl Hub {
         }
     }
 
+    /// A worker could not claim a task because somebody had its row locked: the task may stay claimable,
+    /// and is to be told again soon.
+    pub fn missed(&self, worker: &WorkerId, task: TaskId) {
+        let streams = self.inner().of_worker(worker);
+        for stream in streams {
+            stream.hasten(task);
+        }
+    }
+
     /// Sends a worker, if it is connected here, a frame of its own.
     pub fn deliver(&self, worker: &WorkerId, frame: &Bytes) {
         for stream in self.inner().of_worker(worker) {

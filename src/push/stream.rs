@@ -160,7 +160,7 @@ impl Stream {
                 state.waiting.hold(Some(priority));
                 return Offer::HeldBack;
             }
-            Verdict::Announce | Verdict::Again => {}
+            Verdict::Announce | Verdict::Again | Verdict::Anew => {}
         }
         let frames = [task.frames.available.clone(), task.frames.task.clone()];
         let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
@@ -224,6 +224,11 @@ impl Stream {
     pub(super) fn settle(&self, task: TaskId) -> bool {
         let settled = self.state().window.settle(task);
         settled && self.wants_more()
+    }
+
+    /// The worker could not claim a task because its row was locked.
+    pub(super) fn hasten(&self, task: TaskId) {
+        self.state().window.hasten(task, Instant::now());
     }
 
     /// What is to be looked up: all of a full window while more waits, and what is to be repeated.

@@ -9,7 +9,7 @@ use super::inbox::Inbox;
 use super::router::Router;
 use crate::domain::TaskId;
 use crate::shutdown::{Shutdown, jittered};
-use crate::store::{Store, StoreError, report};
+use crate::store::{Ready, Store, StoreError, report};
 
 /// About how often a replica looks for what became claimable unannounced; with jitter, under 2 s.
 const SWEEP_EVERY: Duration = Duration::from_millis(1_500);
@@ -106,9 +106,12 @@ async fn settle_once(store: &Store, hub: &Hub, router: &Router) -> Result<(), St
         still.extend(store.push_still_claimable(ids).await?);
     }
     hub.settle(&doubtful, &still);
-    let repeats: Vec<_> = doubtful.repeats.intersection(&still).map(|ready| ready.id).collect();
-    if !repeats.is_empty() {
-        router.announce(repeats).await?;
+    // What came back meanwhile is news to whoever was told of the time before.
+    let is_told_again =
+        |ready: &&Ready| doubtful.repeats.contains(ready) || !doubtful.asked.contains(ready);
+    let again: Vec<_> = still.iter().filter(is_told_again).map(|ready| ready.id).collect();
+    if !again.is_empty() {
+        router.announce(again).await?;
     }
     Ok(())
 }

@@ -49,6 +49,8 @@ pub enum Verdict {
     Known,
     /// It knows, but is to be told again: like `Announce`, and it takes its own place.
     Again,
+    /// It knows of an earlier time that the task could be claimed: news, which takes that one's place.
+    Anew,
     /// No room: it waits in Postgres.
     HoldBack,
 }
@@ -73,7 +75,9 @@ impl Window {
         if let Some(known) = self.outstanding.get(&ready.id) {
             // The same announcement again, or an older one out of order; unless its repeat is due.
             // What is told anew takes its own place, so there is room for it.
-            return if ready.xid <= known.xid && now < known.repeat_at {
+            return if ready.xid > known.xid {
+                Verdict::Anew
+            } else if now < known.repeat_at {
                 Verdict::Known
             } else {
                 Verdict::Again
@@ -120,6 +124,15 @@ impl Window {
             ready.id,
             Announced { xid: ready.xid, priority, bytes, repeat_at, repeat_after },
         );
+    }
+
+    /// The worker could not claim a task because its row was locked: it is to be told again soon.
+    pub fn hasten(&mut self, id: TaskId, now: Instant) {
+        if let Some(known) = self.outstanding.get_mut(&id) {
+            known.repeat_at = known.repeat_at.min(now + REPEAT_RETRY);
+            let at = known.repeat_at;
+            self.next_repeat = Some(self.next_repeat.map_or(at, |next| next.min(at)));
+        }
     }
 
     /// Takes out what can no longer be claimed, or what the worker acted on. Whether it was there.
@@ -219,6 +232,25 @@ mod tests {
         window.settle(tasks[0].id);
         let again = Ready { xid: 2, ..tasks[0] };
         assert_eq!(window.consider(again, 0, now), Verdict::Announce);
+    }
+
+    #[test]
+    fn a_task_that_came_back_is_news_while_its_earlier_announcement_is_outstanding() {
+        let now = Instant::now();
+        let (mut window, tasks) = filled(4, 0, now);
+        let again = Ready { xid: 2, ..tasks[0] };
+        assert_eq!(window.consider(again, 0, now), Verdict::Anew);
+        window.note(again, 0, 100, now);
+        assert_eq!(window.consider(again, 0, now), Verdict::Known);
+    }
+
+    #[test]
+    fn a_task_whose_row_was_locked_is_told_again_soon() {
+        let now = Instant::now();
+        let (mut window, tasks) = filled(4, 0, now);
+        window.hasten(tasks[0].id, now);
+        assert!(window.to_repeat(now + REPEAT_RETRY / 2).is_empty());
+        assert_eq!(window.to_repeat(now + REPEAT_RETRY), [tasks[0]]);
     }
 
     #[test]

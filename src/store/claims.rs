@@ -10,6 +10,9 @@ use super::late::Lost;
 use super::{Store, StoreError};
 use crate::domain::{Status, Task, TaskId, WorkerId};
 
+/// Pauses of a claim with a `claim_id` while somebody else changes its row: 1.3 s in all.
+const LOCKED_PAUSES_MS: [u64; 8] = [5, 10, 20, 40, 80, 160, 320, 640];
+
 /// Who claims what.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "named as in the protocol")]
@@ -80,7 +83,25 @@ pub enum Cancelled {
 impl Store {
     /// Claims one task. Of any number of racing callers on any number of replicas one wins.
     pub async fn task_claim(&self, ask: ClaimAsk) -> Result<Claim, StoreError> {
-        self.0.claim.submit(ask).await
+        let Some(claim_id) = ask.claim_id else {
+            return self.0.claim.submit(ask).await;
+        };
+        // Somebody is changing the row this moment, and it may be this very claim: sent before, over a
+        // connection that broke, and not committed yet. "Taken" would have its worker forget a task that
+        // its own stream then keeps for it. So it is asked again until the row says who has it.
+        let (task_id, worker_id) = (ask.task_id, ask.worker_id.clone());
+        let mut claim = self.0.claim.submit(ask).await?;
+        for pause in LOCKED_PAUSES_MS {
+            if !matches!(claim, Claim::Taken { by: None }) {
+                return Ok(claim);
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let worker_id = worker_id.clone();
+            let ask = ClaimAsk { task_id, worker_id, claim_id: Some(claim_id) };
+            claim = self.0.claim.submit(ask).await?;
+        }
+        // 503: the worker sends it again.
+        if matches!(claim, Claim::Taken { by: None }) { Err(StoreError::Busy) } else { Ok(claim) }
     }
 
     /// Calls a task off.

@@ -47,7 +47,9 @@ with lapsed as materialized (
 update tasks t
    set status           = d.status,
        claim_outcome    = case when d.status = 'cancelled' then 'cancelled' else d.claim_outcome end,
-       lease_expires_at = case when d.status = 'running' then least(d.alive_until, d.times_out_at) end,
+       lease_expires_at = case when d.status = 'running'
+                               -- A lease at most, however long the replica is trusted: the stream may end meanwhile.
+                               then least(d.alive_until, d.times_out_at, now() + make_interval(secs => $2)) end,
        run_at           = case when d.status = 'pending' and d.claim_outcome = 'timed_out' then now() + retry_wait(d.attempt)
                                else t.run_at end,
        error            = case when d.claim_outcome is null then t.error

@@ -60,7 +60,7 @@ const NOTED: &str = "
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p5_a_dead_workers_task_is_pending_again_within_its_lease_and_two_seconds_and_not_before() {
     let campaign = Campaign::new("p5_a_dead_workers_task");
-    let (deaths, lease) = (campaign.number("DEATHS", 100), campaign.number("LEASE", 2));
+    let (deaths, lease) = (campaign.number("DEATHS", 100), campaign.number("LEASE", 5));
     let replicas = campaign.number("REPLICAS", 2);
     let fleet = Fleet::start(&campaign, replicas, &["--lease-seconds", &lease.to_string()]).await;
     fleet.db.execute(NOTED).await;

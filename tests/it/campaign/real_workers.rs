@@ -1,6 +1,7 @@
 //! Real input: processes of the example client do real work while they are killed and stopped, and
 //! while a replica is restarted every few seconds.
 
+use std::fmt::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -202,10 +203,11 @@ async fn real_workers_that_are_killed_and_stopped_end_every_task_exactly_once() 
     let twice = "select count(*) from (select task_id from attempts where outcome = 'completed'
                   group by task_id having count(*) > 1) t";
     assert_eq!(db.value(twice).await, "0");
-    for n in 0..tasks.min(files.len()) {
-        let path = &files[n];
-        let digest = Sha256::digest(std::fs::read(path).unwrap());
-        let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for path in files.iter().take(tasks) {
+        let mut hex = String::new();
+        for byte in Sha256::digest(std::fs::read(path).unwrap()) {
+            write!(hex, "{byte:02x}").unwrap();
+        }
         let wrong = format!(
             "select count(*) from tasks where prompt = '{}' and result->>'sha256' <> '{hex}'",
             path.display()

@@ -95,7 +95,7 @@ pub const STATEMENTS: &[Statement] = &[
         25_000,
         "'worker-0', 100, plans.id(5), 30, 464, 4194304",
     ),
-    of("task_claimed_as", "two", 248, 2, "'worker-1014', plans.id(550001)"),
+    of("task_claimed_as", "two", 248, 2, "'worker-1014', plans.id(550001), null"),
     of(
         "task_finish",
         "one complete",
