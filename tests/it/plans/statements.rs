@@ -144,16 +144,16 @@ pub const STATEMENTS: &[Statement] = &[
     of(
         "task_late",
         "256 repeats",
-        2_120,
-        256,
+        3_146,
+        512, // the task that nobody holds any more, and the attempt that is only repeated
         "plans.ids(600001, 256), plans.workers(600001, 256, 2000), array_fill(1::bigint, \
          '{256}'), array_fill(true, '{256}')",
     ),
     of(
         "task_late",
         "256 that are late",
-        6_328,
-        256,
+        7_321,
+        512,
         "plans.ids(600001, 256), plans.workers(600001, 256, 2000), array_fill(null::bigint, \
          '{256}'), array_fill(false, '{256}')",
     ),
