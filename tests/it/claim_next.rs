@@ -130,6 +130,63 @@ async fn of_many_that_wait_each_task_goes_to_one_and_none_is_left_behind() {
 }
 
 #[tokio::test]
+async fn who_waits_for_what_another_one_left_is_told_at_once() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    for (worker, codebases) in [("both", &["a", "b"][..]), ("only-b", &["b"]), ("only-a", &["a"])] {
+        replica.register(worker, codebases, &[]).await;
+    }
+    let waiting = async |worker: &str, after_ms| {
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        claim_next(&replica, worker, json!({"wait": 20})).await.expect(200)
+    };
+    let insert = async {
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        // Told of the first one, the first of those who wait takes the second.
+        db.execute(
+            "insert into tasks (title, codebase_id) values ('a', 'a');
+             insert into tasks (title, codebase_id, priority) values ('b', 'b', 9);
+             select pg_sleep(0.3);
+             insert into tasks (title, codebase_id) values ('b', 'b')",
+        )
+        .await;
+    };
+    let begun = Instant::now();
+    let (both, only_b, only_a, ()) =
+        tokio::join!(waiting("both", 0), waiting("only-b", 300), waiting("only-a", 600), insert);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    for answer in [both, only_b, only_a] {
+        assert_eq!(ids(&answer).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_routed_anew_or_unregistered_while_it_waits_is_waited_for_no_more() {
+    let db = TestDb::new().await;
+    let replicas = [Replica::start(&db).await, Replica::start(&db).await];
+    for worker in ["ghost", "moved"] {
+        replicas[0].register(worker, &["old"], &[]).await;
+    }
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        db.execute("insert into tasks (title, codebase_id) values ('x', 'new')").await;
+        replicas[1].post("/v1/agent/workers/ghost/unregister", json!({})).await.expect(200);
+        let codebases = json!({"worker_id": "moved", "codebases": ["new"]});
+        let put = replicas[1].http("PUT", "/v1/worker/codebases").json(&codebases);
+        replicas[1].request(put).await.expect(200);
+    };
+    let begun = Instant::now();
+    let (ghost, moved, ()) = tokio::join!(
+        claim_next(&replicas[0], "ghost", json!({"wait": 20})),
+        claim_next(&replicas[0], "moved", json!({"wait": 20})),
+        change
+    );
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((ghost.status, ghost.problem().as_str()), (403, "unknown_worker"));
+    assert_eq!(ids(&moved.expect(200)).len(), 1);
+}
+
+#[tokio::test]
 async fn c2_a_call_repeated_with_its_claim_id_gets_the_same_tasks_also_when_both_race() {
     let db = TestDb::new().await;
     let replicas = [Replica::start(&db).await, Replica::start(&db).await];

@@ -100,6 +100,29 @@ async fn a_task_that_is_retried_requeued_or_deleted_is_followed_through_all_of_i
 }
 
 #[tokio::test]
+async fn however_many_join_all_hear_of_the_end_in_time() {
+    let (_db, [replica, other]) = two_replicas().await;
+    let id = replica.create(json!({"title": "x"})).await;
+    let mut events = follow(&other, &id).await;
+    assert_eq!(next(&mut events).await.data["status"], "pending");
+    replica.claim(&id, "w").await.expect(200);
+    replica.finish("complete", &id, "w", json!({})).await.expect(200);
+    let joining = async {
+        // Each new one is served at once, which must not put the others off.
+        let mut joined = Vec::new();
+        loop {
+            let id = replica.create(json!({"title": "y"})).await;
+            joined.push(follow(&other, &id).await);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = joining => {}
+        () = async { while next(&mut events).await.name != "ended" {} } => {}
+    }
+}
+
+#[tokio::test]
 async fn many_may_follow_many_tasks_and_a_drain_sends_them_to_another_replica() {
     let (_db, [replica, mut other]) = two_replicas().await;
     let mut followers = Vec::new();

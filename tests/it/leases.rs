@@ -110,6 +110,30 @@ async fn c3_a_heartbeat_of_a_past_claim_is_refused_with_what_happened_and_change
 }
 
 #[tokio::test]
+async fn a_row_that_somebody_has_locked_holds_up_no_other_heartbeat() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    replica.register("w", &[], &[]).await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        let id = replica.create(json!({"title": "x"})).await;
+        replica.claim(&id, "w").await.expect(200);
+        ids.push(id);
+    }
+    let mut operator = db.pool.begin().await.unwrap();
+    let lock = format!("select 1 from tasks where id = '{}' for update", ids[0]);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut *operator).await.unwrap();
+    let begun = std::time::Instant::now();
+    let beats = ids.iter().map(|id| heartbeat(&replica, id, "w", json!({"claim_epoch": 1})));
+    let answers = futures_util::future::join_all(beats).await;
+    assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+    assert_eq!((answers[0].status, answers[0].problem().as_str()), (503, "busy"));
+    assert!(answers[1..].iter().all(|answer| answer.status == 200), "{answers:?}");
+    operator.rollback().await.unwrap();
+    heartbeat(&replica, &ids[0], "w", json!({"claim_epoch": 1})).await.expect(200);
+}
+
+#[tokio::test]
 async fn progress_and_message_are_those_of_the_claim_and_a_checkpoint_is_handed_on() {
     let db = TestDb::new().await;
     let replicas = [Replica::start(&db).await, Replica::start(&db).await];

@@ -160,6 +160,45 @@ async fn what_is_due_is_announced_within_a_second_and_what_is_past_is_ended() {
 }
 
 #[tokio::test]
+async fn a_run_at_that_is_changed_while_a_task_runs_holds_when_it_comes_back() {
+    let db = TestDb::new().await;
+    let replica = replica_with(&db, &["w", "v"]).await;
+    let id = replica.create(json!({"title": "x", "priority": 9})).await;
+    replica.claim(&id, "w").await.expect(200);
+    db.execute("update tasks set run_at = now() + interval '3 s'").await;
+    replica.finish("release", &id, "w", json!({})).await.expect(200);
+    let depth = "select concat_ws(' ', waiting, scheduled) from queue_depth";
+    assert_eq!(db.value(depth).await, "0 1");
+    let other = replica.create(json!({"title": "y"})).await;
+    let next = json!({"worker_id": "v"});
+    let claimed = replica.post("/v1/tasks/claim", next).await.expect(200);
+    assert_eq!(claimed["tasks"][0]["id"], other, "it holds up nothing");
+    let next = json!({"worker_id": "v", "wait": 10});
+    let claimed = replica.post("/v1/tasks/claim", next).await.expect(200);
+    assert_eq!(claimed["tasks"][0]["id"], id);
+}
+
+#[tokio::test]
+async fn a_worker_whose_presence_is_deleted_by_hand_keeps_its_claim_and_is_present_again() {
+    let db = TestDb::new().await;
+    let replica = Replica::start_with(&db, &["--lease-seconds", "2"]).await;
+    let _stream = replica.stream("worker_id=w").await;
+    let id = replica.create(json!({"title": "x"})).await;
+    replica.claim(&id, "w").await.expect(200);
+    db.execute("delete from streams").await;
+    eventually("it is present again", async || {
+        (db.value("select count(*) from streams").await == "1").then_some(())
+    })
+    .await;
+    let before = db.value("select lease_expires_at from tasks").await;
+    eventually("its lease moves on", async || {
+        (db.value("select lease_expires_at from tasks").await > before).then_some(())
+    })
+    .await;
+    assert_eq!(replica.task(&id).await["claim_epoch"], 1);
+}
+
+#[tokio::test]
 async fn a_timeout_that_is_changed_holds_for_the_attempt_that_runs() {
     let db = TestDb::new().await;
     let replica = replica_with(&db, &["w"]).await;
