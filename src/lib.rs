@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   producer                        worker ◀──────────────── SSE ───────────────┐
-//!      │ POST /v1/tasks               │ POST …/claim  …/complete                │
+//!      │ POST /v1/tasks               │ POST …/claim  …/heartbeat  …/complete   │
 //!      ▼                              ▼                                         │
 //!   http/      parse, ask, answer                                     http/stream.rs
 //!      │                              │                                         ▲ mailbox (bounded)
@@ -24,6 +24,7 @@
 //!    [`domain::routing`] in memory, `task_is_for` in SQL.
 //! 3. A claim is one statement; each later write carries the fence (task, owner, claim epoch) in its
 //!    `where`, and zero rows is an answer, not a success.
+//!    The reaper, too, locks a claim's row before it looks whether its worker lives.
 //! 4. No handler pushes to a stream, not even for a worker on the same replica.
 //! 5. Times that two processes compare are made and compared by Postgres; processes send durations.
 //! 6. Every maintenance duty is safe on all replicas at once; there is no leader.

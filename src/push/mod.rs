@@ -3,7 +3,8 @@
 //! [`listener`] merges hints into the [`inbox`]; the [`router`] turns them into truth with one
 //! query, makes the [`frames`] once and offers them to the streams of the [`hub`]; each stream's
 //! [`window`] decides, and its [`mailbox`] holds what its socket has not taken yet.
-//! [`sweep`] finds what no hint told, [`presence`] keeps the streams' rows.
+//! [`sweep`] finds what no hint told, [`presence`] keeps the streams' rows. Besides streams there are
+//! [`waiters`], calls that wait for a task to claim, and who follows one task: [`watch`].
 //!
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
