@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sqlx::postgres::PgPoolCopyExt;
 
 use crate::support::{Replica, TestDb, eventually};
 
@@ -157,6 +158,31 @@ async fn what_is_due_is_announced_within_a_second_and_what_is_past_is_ended() {
     let id = replica.create(json!({"title": "x", "run_at": "2099-01-01T00:00:00Z"})).await;
     db.execute("update tasks set run_at = now() where status = 'pending' and not due").await;
     assert_eq!(stream.announced().await, id);
+}
+
+#[tokio::test]
+async fn what_is_copied_in_or_inserted_in_a_long_transaction_is_pushed_at_its_commit() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    let mut stream = replica.stream("worker_id=w&events=task_available").await;
+    let mut slow = db.pool.begin().await.unwrap();
+    let insert = "insert into tasks (title, priority) values ('slow', 5)";
+    sqlx::raw_sql(insert).execute(&mut *slow).await.unwrap();
+    let mut copy = db.pool.copy_in_raw("copy tasks (title, codebase_id) from stdin").await.unwrap();
+    copy.send(&b"one\tglobal\ntwo\tglobal\n"[..]).await.unwrap();
+    copy.finish().await.unwrap();
+    let mut titles = Vec::new();
+    for _ in 0..2 {
+        titles.push(stream.expect("task_available").await.data["title"].clone());
+    }
+    titles.sort_by_key(ToString::to_string);
+    assert_eq!(titles, [json!("one"), json!("two")]);
+    // Longer than the sweep takes: what it did not see then is not forgotten.
+    assert!(stream.next_within(Duration::from_secs(3)).await.is_none());
+    slow.commit().await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(stream.expect("task_available").await.data["title"], "slow");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
