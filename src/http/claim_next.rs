@@ -20,7 +20,7 @@ use crate::domain::limits::{CLAIM_TASKS_MAX, CLAIM_WAIT_SECONDS_MAX, Invalid};
 use crate::domain::{Fence, Routing, TaskId, WorkerId};
 use crate::push::waiters::Waiter;
 use crate::shutdown::{Stage, jittered};
-use crate::store::{Claimed, FinishAsk, NextAsk, StoreError, Verb};
+use crate::store::{Claimed, FinishAsk, Next, NextAsk, StoreError, Verb};
 
 /// Statements of these calls at the same time: each holds a connection of the pool.
 pub(super) const CLAIMS_IN_FLIGHT: usize = 4;
@@ -94,39 +94,54 @@ async fn wait_for_some(
     ask: &NextAsk,
     until: Instant,
 ) -> Result<Vec<ClaimAnswer>, Problem> {
-    let routing = routing_of(app, &ask.worker_id).await?;
     // Before the first look, so that nothing falls between the two.
-    let waiter = app.hub.waiters.enter(routing).ok_or(Problem::Store(StoreError::Busy))?;
+    let waiter = app.hub.waiters.enter(ask.worker_id.clone());
+    let waiter = waiter.ok_or(Problem::Store(StoreError::Busy))?;
     let (mut turns, mut pause) = (&app.claims, LOOK_EVERY);
     loop {
         if waiter.look() {
             waiter.reroute(routing_of(app, &ask.worker_id).await?);
         }
         let ends = app.shutdown.is_draining() || Instant::now() >= until;
-        match look(app, ask, turns).await {
+        let is_soon = match look(app, ask, turns).await {
             Ok(tasks) if !tasks.is_empty() => {
                 waiter.leave_with(&tasks.iter().map(|answer| answer.task.id).collect());
                 return Ok(tasks);
             }
-            Ok(_) => waiter.found_nothing(&gone(app, &waiter).await),
+            Ok(_) => {
+                let had_reason = Arc::ptr_eq(turns, &app.claims);
+                waiter.found_nothing(&gone(app, &waiter).await);
+                // What is there and was not to be had is locked, and nobody tells when it no longer is.
+                had_reason && !ends && is_something_there(app, &ask.worker_id).await
+            }
             // It has time. The news stay at hand for its next look.
-            Err(Problem::Store(StoreError::Busy)) if !ends => pause = jittered(TURN_WAIT),
+            Err(Problem::Store(StoreError::Busy | StoreError::Contended(_))) if !ends => {
+                !waiter.at_hand().is_empty()
+            }
             Err(problem) => return Err(problem),
-        }
+        };
         if ends {
             return Ok(Vec::new());
         }
+        let wait = jittered(if is_soon { TURN_WAIT } else { pause });
         let is_woken = tokio::select! {
             () = waiter.woken() => true,
             () = sleep_until(until) => true,
             () = app.shutdown.reached(Stage::Draining) => true,
-            () = tokio::time::sleep(jittered(pause)) => false,
+            () = tokio::time::sleep(wait) => is_soon,
         };
         // Who looks without a reason leaves the turns to those who have one, and looks ever less often.
         (turns, pause) =
             if is_woken { (&app.claims, LOOK_EVERY) } else { (&app.idle_claims, pause * 2) };
         app.seen.note(&ask.worker_id);
     }
+}
+
+/// Whether there is a task that the worker could claim, as far as can be seen without a lock.
+async fn is_something_there(app: &App, worker_id: &WorkerId) -> bool {
+    let Ok(_turn) = turn(&app.claims).await else { return true };
+    let backlog = app.store.push_backlog(std::slice::from_ref(worker_id), 1).await;
+    backlog.is_ok_and(|backlogs| backlogs.iter().any(|backlog| !backlog.is_empty()))
 }
 
 /// Which of the tasks that a waiter was told of nobody can claim any more.
@@ -175,13 +190,16 @@ async fn look(
         let claimed = own_app.store.task_claim_next(&own_ask).await;
         drop(turn);
         // With a claim_id it waits for the repetition of the call.
-        if let Err(Ok(claimed)) = answer.send(claimed)
+        if let Err(Ok(Next::Claimed(claimed))) = answer.send(claimed)
             && own_ask.claim_id.is_none()
         {
             release(&own_app, &own_ask.worker_id, claimed).await;
         }
     });
-    let claimed = answered.await.unwrap_or(Err(StoreError::Busy))?;
+    let claimed = match answered.await.unwrap_or(Err(StoreError::Busy))? {
+        Next::Claimed(claimed) => claimed,
+        Next::Spent => return Err(Problem::ClaimIdSpent),
+    };
     for claimed in &claimed {
         app.metrics.claim("claimed");
         app.hub.acted(&ask.worker_id, claimed.task.id);

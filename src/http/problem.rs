@@ -37,6 +37,7 @@ pub(super) enum Problem {
     TaskNotDue(TaskId),
     TaskExpired(TaskId),
     ClaimLost { task_id: TaskId, lost: Lost },
+    ClaimIdSpent,
     IdempotencyKeyTaken,
     Superseded,
     InvalidBatch { errors: Vec<(usize, String)>, count: usize },
@@ -241,6 +242,12 @@ impl Problem {
                     .with("claim_epoch", lost.claim_epoch)
                     .with("outcome", lost.outcome.clone())
             }
+            Self::ClaimIdSpent => of(
+                S::CONFLICT,
+                "claim_id_spent",
+                "This claim_id was used",
+                "what was claimed with it has ended; use a new claim_id for each call that is no repetition".to_owned(),
+            ),
             Self::IdempotencyKeyTaken => of(
                 S::CONFLICT,
                 "idempotency_key_taken",

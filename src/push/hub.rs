@@ -180,7 +180,7 @@ impl Hub {
 
     /// Has the streams of some workers looked at, presence and routing too.
     pub fn review_workers(&self, workers: &HashSet<WorkerId>) {
-        self.waiters.reroute(workers);
+        self.waiters.reroute(Some(workers));
         self.pay_attention(true, |inner| {
             workers.iter().filter_map(|id| inner.by_worker.get(id)).flatten().copied().collect()
         });
@@ -188,7 +188,7 @@ impl Hub {
 
     /// Has all streams looked at, presence and routing too.
     pub fn review_all(&self) {
-        self.waiters.wake_all(None);
+        self.waiters.reroute(None);
         self.pay_attention(true, |inner| inner.streams.keys().copied().collect());
     }
 

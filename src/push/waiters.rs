@@ -1,8 +1,9 @@
 //! Calls that wait for a task to claim: workers that cannot hold a stream.
 //!
 //! One task wakes one of those that it is for, the one that has waited longest: more would only race
-//! for it. Who was woken looks into Postgres by itself. What it does not take, or cannot, it passes on
-//! to those who came after it; so no news ends with somebody who has no use for it.
+//! for it. Who was woken looks into Postgres by itself. What it was told of and does not take it passes
+//! on: to those who came after it when it stays, to anyone when it leaves. So no news ends with
+//! somebody who has no use for it, and none goes round in circles.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,8 +67,9 @@ pub struct Waiter {
 }
 
 impl Waiters {
-    /// Waits from now on; `None`: too many do.
-    pub fn enter(self: &Arc<Self>, routing: Routing) -> Option<Waiter> {
+    /// Waits from now on; `None`: too many do. How the worker is routed is to be told after the first
+    /// [`Waiter::look`]: whatever changes from now on is noticed.
+    pub fn enter(self: &Arc<Self>, worker_id: WorkerId) -> Option<Waiter> {
         let mut inner = self.lock();
         if inner.waiting.len() >= WAITERS_MAX {
             return None;
@@ -75,12 +77,18 @@ impl Waiters {
         let number = inner.next;
         inner.next += 1;
         let wake = Arc::new(Notify::new());
+        let routing = Routing {
+            name: String::new(),
+            codebases: Vec::new(),
+            capabilities: Vec::new(),
+            worker_id,
+        };
         let waiting = Waiting {
             routing,
             is_asleep: false,
             fresh: News::default(),
             at_hand: News::default(),
-            is_rerouted: false,
+            is_rerouted: true,
             wake: Arc::clone(&wake),
         };
         inner.waiting.insert(number, waiting);
@@ -106,10 +114,10 @@ impl Waiters {
         }
     }
 
-    /// Wakes those of some workers, to look at how they are routed.
-    pub(super) fn reroute(&self, workers: &HashSet<WorkerId>) {
+    /// Wakes those of some workers, or all, to look at how they are routed.
+    pub(super) fn reroute(&self, workers: Option<&HashSet<WorkerId>>) {
         for waiting in self.lock().waiting.values_mut() {
-            if workers.contains(&waiting.routing.worker_id) {
+            if workers.is_none_or(|ids| ids.contains(&waiting.routing.worker_id)) {
                 waiting.is_rerouted = true;
                 waiting.wake();
             }
@@ -145,14 +153,14 @@ impl Inner {
         }
     }
 
-    fn pass_on(&mut self, after: u64, news: News, taken: &HashSet<TaskId>) {
+    fn pass_on(&mut self, from: u64, news: News, taken: &HashSet<TaskId>) {
         for task in news.tasks {
             if !taken.contains(&task.id) {
-                self.tell(after + 1, task);
+                self.tell(from, task);
             }
         }
         if news.more {
-            self.waiting.range_mut(after + 1..).for_each(|(_, waiting)| waiting.wake());
+            self.waiting.range_mut(from..).for_each(|(_, waiting)| waiting.wake());
         }
     }
 }
@@ -239,7 +247,7 @@ impl Waiter {
         let Some(waiting) = inner.waiting.get_mut(&self.number) else { return };
         waiting.is_asleep = waiting.fresh.tasks.is_empty() && !waiting.is_rerouted;
         let news = std::mem::take(&mut waiting.at_hand);
-        inner.pass_on(self.number, news, gone);
+        inner.pass_on(self.number + 1, news, gone);
     }
 
     /// Leaves with some tasks.
@@ -252,7 +260,14 @@ impl Waiter {
         if let Some(waiting) = inner.waiting.remove(&self.number) {
             let mut news = waiting.at_hand;
             news.append(waiting.fresh);
-            inner.pass_on(self.number, news, taken);
+            // To whoever came before, too: it may have looked a moment too early.
+            inner.pass_on(0, news, taken);
+            if !taken.is_empty() {
+                // A repetition of this call waits for what this one got.
+                let same =
+                    |other: &&mut Waiting| other.routing.worker_id == waiting.routing.worker_id;
+                inner.waiting.values_mut().filter(same).for_each(Waiting::wake);
+            }
         }
     }
 }
@@ -270,14 +285,15 @@ mod tests {
     use super::*;
 
     fn enter(waiters: &Arc<Waiters>, codebases: &[&str]) -> Waiter {
-        let routing = Routing {
-            worker_id: WorkerId::parse("w").unwrap(),
+        let worker_id = WorkerId::generate();
+        let waiter = waiters.enter(worker_id.clone()).unwrap();
+        assert!(waiter.look());
+        waiter.reroute(Routing {
+            worker_id,
             name: "w".to_owned(),
             codebases: codebases.iter().map(|id| (*id).to_owned()).collect(),
             capabilities: Vec::new(),
-        };
-        let waiter = waiters.enter(routing).unwrap();
-        assert!(!waiter.look());
+        });
         waiter.found_nothing(&HashSet::new());
         waiter
     }
@@ -328,6 +344,21 @@ mod tests {
         only_b.found_nothing(&[better].into());
         only_a.found_nothing(&HashSet::new());
         assert!(!is_woken(&only_b) && !is_woken(&only_a), "nobody came later");
+    }
+
+    #[test]
+    fn who_looked_a_moment_too_early_is_told_by_the_one_who_leaves() {
+        let waiters = Arc::new(Waiters::default());
+        let early = enter(&waiters, &["a"]);
+        let late = enter(&waiters, &["a"]);
+        let first = tell(&waiters, "a");
+        assert!(is_woken(&early));
+        // It is looking, and does not see this one any more.
+        tell(&waiters, "a");
+        assert!(is_woken(&late));
+        late.leave_with(&[first].into());
+        early.found_nothing(&[first].into());
+        assert!(is_woken(&early));
     }
 
     #[test]

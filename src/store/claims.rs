@@ -101,7 +101,11 @@ impl Store {
             claim = self.0.claim.submit(ask).await?;
         }
         // 503: the worker sends it again.
-        if matches!(claim, Claim::Taken { by: None }) { Err(StoreError::Busy) } else { Ok(claim) }
+        if matches!(claim, Claim::Taken { by: None }) {
+            Err(StoreError::locked())
+        } else {
+            Ok(claim)
+        }
     }
 
     /// Calls a task off.
@@ -135,7 +139,19 @@ impl Batch for ClaimBatch {
     async fn run(&self, ops: &[ClaimAsk]) -> Result<Vec<Result<Claim, StoreError>>, StoreError> {
         let mut answers: Vec<Option<Result<Claim, StoreError>>> =
             ops.iter().map(|_| None).collect();
-        let (tasks, workers, claims) = columns(ops.iter());
+        // Of several claims of one worker and task, the answer could not be told apart: the others are
+        // asked again (`task_claim`), or have lost.
+        let is_another = |n: usize| {
+            ops[..n].iter().any(|op| {
+                (op.task_id, &op.worker_id) == (ops[n].task_id, &ops[n].worker_id)
+                    && op.claim_id != ops[n].claim_id
+            })
+        };
+        for n in (0..ops.len()).filter(|n| is_another(*n)) {
+            answers[n] = Some(Ok(Claim::Taken { by: None }));
+        }
+        let asked = (0..ops.len()).filter(|n| answers[*n].is_none());
+        let (tasks, workers, claims) = columns(asked.map(|n| &ops[n]));
         let won = sqlx::query_file_as!(
             Task,
             "src/store/sql/task_claim.sql",

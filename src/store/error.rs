@@ -33,6 +33,11 @@ impl StoreError {
 }
 
 impl StoreError {
+    /// A row that the statement passed over is locked by somebody else.
+    pub(super) fn locked() -> Self {
+        Self::Contended(Arc::new(sqlx::Error::Protocol("the row is locked".to_owned())))
+    }
+
     /// Postgres did not answer within a deadline of ours: the link may be half open.
     pub(super) fn timed_out() -> Self {
         let error = std::io::Error::from(std::io::ErrorKind::TimedOut);

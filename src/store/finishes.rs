@@ -147,7 +147,7 @@ impl Batch for FinishBatch {
                 Some(Late::Lost(lost)) => Ok(Finish::Lost(lost)),
                 Some(Late::Repeats(past)) => Ok(Finish::Finished(past.into())),
                 // Claimed between the two statements: the next try finds it.
-                Some(Late::Locked) => Err(StoreError::Busy),
+                Some(Late::Locked) => Err(StoreError::locked()),
                 Some(Late::NotFound) | None => Ok(Finish::NotFound),
             },
         };

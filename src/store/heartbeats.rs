@@ -73,7 +73,7 @@ impl Batch for HeartbeatBatch {
     ) -> Result<Vec<Result<Heartbeat, StoreError>>, StoreError> {
         let all: Vec<_> = ops.iter().collect();
         let mut answers = self.beat(&all).await?;
-        let is_locked = |n: &usize| matches!(answers[*n], Err(StoreError::Busy));
+        let is_locked = |n: &usize| matches!(answers[*n], Err(StoreError::Contended(_)));
         let locked: Vec<_> = (0..ops.len()).filter(is_locked).collect();
         if !locked.is_empty() {
             // By a statement that is about to commit, most often. Whose row an operator has locked is
@@ -132,7 +132,7 @@ impl HeartbeatBatch {
                 (None, Err(error)) => Err(error.clone()),
                 (None, Ok(explained)) => match explained.next() {
                     Some(Late::Lost(lost)) => Ok(Heartbeat::Lost(lost)),
-                    Some(Late::Locked) => Err(StoreError::Busy),
+                    Some(Late::Locked) => Err(StoreError::locked()),
                     // Only a complete can be a repetition.
                     Some(Late::NotFound | Late::Repeats(_)) | None => Ok(Heartbeat::NotFound),
                 },

@@ -30,7 +30,7 @@ pub use finishes::{Finish, FinishAsk, Finished, Verb};
 pub use heartbeats::{Heartbeat, HeartbeatAsk};
 pub use late::Lost;
 pub use maintenance::Reaped;
-pub use nexts::NextAsk;
+pub use nexts::{Next, NextAsk};
 pub use pushes::{Cancellation, PushTask, Ready};
 pub use streams::{Opened, Review, StreamAsk};
 pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};

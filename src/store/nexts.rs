@@ -24,10 +24,19 @@ pub struct NextAsk {
     pub claim_id: Option<Uuid>,
 }
 
+/// What became of such a claim.
+#[derive(Debug)]
+pub enum Next {
+    /// The tasks, best first; none if there are none, or if nobody knows the worker.
+    Claimed(Vec<Claimed>),
+    /// What was claimed with this `claim_id` has ended.
+    Spent,
+}
+
 impl Store {
-    /// Claims the best tasks that there are for a worker, best first; none if there are none, or if
-    /// nobody knows the worker. Repeated with its `claim_id` it gives what the first call got.
-    pub async fn task_claim_next(&self, ask: &NextAsk) -> Result<Vec<Claimed>, StoreError> {
+    /// Claims the best tasks that there are for a worker. Repeated with its `claim_id` it gives what the
+    /// first call got and the worker still has.
+    pub async fn task_claim_next(&self, ask: &NextAsk) -> Result<Next, StoreError> {
         let lease = self.times().lease;
         let mut tasks = sqlx::query_file_as!(
             Task,
@@ -43,8 +52,25 @@ impl Store {
         .await?;
         if let (true, Some(claim_id)) = (tasks.is_empty(), ask.claim_id) {
             tasks = claimed_as(self.pool(), &ask.worker_id, claim_id, None).await?;
+            if tasks.is_empty() && self.claim_id_is_spent(&ask.worker_id, claim_id).await? {
+                return Ok(Next::Spent);
+            }
         }
         tasks.sort_by_key(|task| (std::cmp::Reverse(task.priority), task.created_at, task.id.0));
-        Ok(tasks.into_iter().map(|task| Claimed::new(task, lease)).collect())
+        Ok(Next::Claimed(tasks.into_iter().map(|task| Claimed::new(task, lease)).collect()))
+    }
+
+    async fn claim_id_is_spent(&self, worker: &WorkerId, id: Uuid) -> Result<bool, StoreError> {
+        let spent = sqlx::query_scalar!(
+            r#"
+            -- claim_id_is_spent
+            select exists (select 1 from attempts where worker_id = $1 and claim_id = $2) as "spent!"
+            "#,
+            worker.as_str(),
+            id
+        )
+        .fetch_one(self.pool())
+        .await?;
+        Ok(spent)
     }
 }

@@ -203,6 +203,12 @@ async fn c2_a_call_repeated_with_its_claim_id_gets_the_same_tasks_also_when_both
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
     }
     assert_eq!(db.value("select count(*) from tasks where status = 'running'").await, "50");
+    // One that was long on its way comes after all of it has ended: it must not claim for nobody.
+    db.execute("update tasks set status = 'completed' where status = 'running'").await;
+    let late = json!({"claim_id": "00000000-0000-4000-8000-000000000000", "wait": 60});
+    let late = claim_next(&replicas[0], "w", late).await;
+    assert_eq!((late.status, late.problem().as_str()), (409, "claim_id_spent"));
+    assert_eq!(db.value("select count(*) from tasks where status = 'running'").await, "0");
 }
 
 #[tokio::test]

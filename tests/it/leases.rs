@@ -127,7 +127,7 @@ async fn a_row_that_somebody_has_locked_holds_up_no_other_heartbeat() {
     let beats = ids.iter().map(|id| heartbeat(&replica, id, "w", json!({"claim_epoch": 1})));
     let answers = futures_util::future::join_all(beats).await;
     assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
-    assert_eq!((answers[0].status, answers[0].problem().as_str()), (503, "busy"));
+    assert_eq!((answers[0].status, answers[0].problem().as_str()), (503, "contended"));
     assert!(answers[1..].iter().all(|answer| answer.status == 200), "{answers:?}");
     operator.rollback().await.unwrap();
     heartbeat(&replica, &ids[0], "w", json!({"claim_epoch": 1})).await.expect(200);

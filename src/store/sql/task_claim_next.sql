@@ -7,7 +7,7 @@ with me as materialized (
     select w.id, w.name, w.codebases, w.capabilities from workers w where w.id = $1 and claim_is_first($1, $3)
 ), best as materialized (
     select t.id, t.priority, t.created_at,
-           sum(t.bytes) over (order by t.priority desc, t.created_at, t.id) - t.bytes as bytes_before
+           t.bytes
       from me
      cross join lateral (
             select best.*
@@ -30,19 +30,23 @@ with me as materialized (
              order by best.priority desc, best.created_at, best.id
              limit (select $5::bigint)) as t
 ), chosen as materialized (
-    select t.id
+    select t.id, best.priority, best.created_at, best.bytes
       from best
       join tasks t on t.id = best.id
-     where best.bytes_before <= $6::bigint
-       and t.claimed_by is null
+     where t.claimed_by is null
        and t.status = 'pending'
        and t.run_at <= now()
        and (t.expires_at is null or t.expires_at > now())
      order by best.priority desc, best.created_at, best.id
      limit $2
        for no key update of t skip locked
+), measured as (
+    select id, sum(bytes) over (order by priority desc, created_at, id) - bytes as bytes_before from chosen
 ), winning as (
-    select chosen.id, h.checkpoint from chosen left join heartbeats h on h.task_id = chosen.id
+    select m.id, h.checkpoint
+      from measured m
+      left join heartbeats h on h.task_id = m.id
+     where m.bytes_before <= $6::bigint
 )
 update tasks t
    set status           = 'running',
