@@ -1,5 +1,6 @@
 //! Claims and cancellations.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -14,7 +15,7 @@ use crate::domain::{Status, Task, TaskId, WorkerId};
 const LOCKED_PAUSES_MS: [u64; 8] = [5, 10, 20, 40, 80, 160, 320, 640];
 
 /// Who claims what.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "named as in the protocol")]
 pub struct ClaimAsk {
     pub task_id: TaskId,
@@ -83,28 +84,18 @@ pub enum Cancelled {
 impl Store {
     /// Claims one task. Of any number of racing callers on any number of replicas one wins.
     pub async fn task_claim(&self, ask: ClaimAsk) -> Result<Claim, StoreError> {
-        let Some(claim_id) = ask.claim_id else {
-            return self.0.claim.submit(ask).await;
-        };
-        // Somebody is changing the row this moment, and it may be this very claim: sent before, over a
-        // connection that broke, and not committed yet. "Taken" would have its worker forget a task that
-        // its own stream then keeps for it. So it is asked again until the row says who has it.
-        let (task_id, worker_id) = (ask.task_id, ask.worker_id.clone());
-        let mut claim = self.0.claim.submit(ask).await?;
-        for pause in LOCKED_PAUSES_MS {
-            if !matches!(claim, Claim::Taken { by: None }) {
+        let mut pauses = LOCKED_PAUSES_MS.into_iter();
+        loop {
+            let claim = self.0.claim.submit(ask.clone()).await?;
+            if !matches!(claim, Claim::Taken { by: None }) || ask.claim_id.is_none() {
                 return Ok(claim);
             }
+            // Somebody is changing the row this moment, and it may be this very claim: sent before, over
+            // a connection that broke, and not committed yet. "Taken" would have its worker forget a task
+            // that its own stream then keeps for it. So it is asked again until the row says who has it,
+            // and in the end the worker is to send it again.
+            let pause = pauses.next().ok_or_else(StoreError::locked)?;
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            let worker_id = worker_id.clone();
-            let ask = ClaimAsk { task_id, worker_id, claim_id: Some(claim_id) };
-            claim = self.0.claim.submit(ask).await?;
-        }
-        // 503: the worker sends it again.
-        if matches!(claim, Claim::Taken { by: None }) {
-            Err(StoreError::locked())
-        } else {
-            Ok(claim)
         }
     }
 
@@ -139,16 +130,14 @@ impl Batch for ClaimBatch {
     async fn run(&self, ops: &[ClaimAsk]) -> Result<Vec<Result<Claim, StoreError>>, StoreError> {
         let mut answers: Vec<Option<Result<Claim, StoreError>>> =
             ops.iter().map(|_| None).collect();
-        // Of several claims of one worker and task, the answer could not be told apart: the others are
-        // asked again (`task_claim`), or have lost.
-        let is_another = |n: usize| {
-            ops[..n].iter().any(|op| {
-                (op.task_id, &op.worker_id) == (ops[n].task_id, &ops[n].worker_id)
-                    && op.claim_id != ops[n].claim_id
-            })
-        };
-        for n in (0..ops.len()).filter(|n| is_another(*n)) {
-            answers[n] = Some(Ok(Claim::Taken { by: None }));
+        // Of several claims of one worker and task, the answers could not be told apart: those by another
+        // claim_id than the first one are asked again (`task_claim`), or have lost.
+        let mut first = HashMap::new();
+        for (n, op) in ops.iter().enumerate() {
+            let at = *first.entry((op.task_id, op.worker_id.as_str())).or_insert(n);
+            if ops[at].claim_id != op.claim_id {
+                answers[n] = Some(Ok(Claim::Taken { by: None }));
+            }
         }
         let asked = (0..ops.len()).filter(|n| answers[*n].is_none());
         let (tasks, workers, claims) = columns(asked.map(|n| &ops[n]));
@@ -164,10 +153,8 @@ impl Batch for ClaimBatch {
         .await?;
         for task in won {
             // A task has one winner, and of a worker's several asks the first one wins.
-            let winner = ops.iter().position(|op| {
-                op.task_id == task.id && task.claimed_by.as_deref() == Some(op.worker_id.as_str())
-            });
-            if let Some(n) = winner {
+            let worker = task.claimed_by.as_deref().unwrap_or_default();
+            if let Some(n) = first.get(&(task.id, worker)).copied() {
                 answers[n] = Some(Ok(Claim::Claimed(Claimed::new(task, self.lease))));
             }
         }
