@@ -149,12 +149,9 @@ async fn gone(app: &App, waiter: &Waiter) -> HashSet<TaskId> {
     let mut told: HashSet<_> = waiter.at_hand().into_iter().collect();
     if !told.is_empty() {
         let ids: Vec<_> = told.iter().copied().collect();
-        // Not known to be gone, so not gone.
-        let still = app.store.push_still_claimable(&ids).await;
-        match still {
-            Ok(still) => still.iter().for_each(|ready| {
-                told.remove(&ready.id);
-            }),
+        match app.store.push_still_claimable(&ids).await {
+            Ok(still) => told.retain(|id| still.iter().all(|ready| ready.id != *id)),
+            // Not known to be gone, so not gone.
             Err(_) => told.clear(),
         }
     }

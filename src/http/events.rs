@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, future, stream};
 use tokio::sync::watch::Receiver;
 
 use super::App;
@@ -18,7 +18,7 @@ use super::extract::{TaskInPath, header};
 use super::problem::Problem;
 use super::stream::{RETRY_MS, stream_headers};
 use crate::domain::TaskId;
-use crate::push::frames;
+use crate::push::frames::{self, End};
 use crate::push::watch::Seen;
 use crate::shutdown::Stage;
 use crate::store::{StoreError, TaskView};
@@ -45,13 +45,15 @@ async fn follow(
     if app.shutdown.is_draining() {
         return Err(Problem::Draining);
     }
-    let seen = app.watch.follow(id).ok_or(Problem::Store(StoreError::Busy))?;
-    let follower = Follower { app, id, seen, told: None, is_first: true, has_ended: false };
-    let body = stream::unfold(follower, async |mut follower| {
+    let seen = app.watch.follow(task).ok_or(Problem::Store(StoreError::Busy))?;
+    let first = frames::retry(rand::random_range(RETRY_MS));
+    let follower = Follower { app, id, seen, told: None, has_ended: false };
+    let rest = stream::unfold(follower, async |mut follower| {
         let frame = follower.next().await?;
-        Some((Ok::<_, Infallible>(frame), follower))
+        Some((frame, follower))
     });
-    Ok((stream_headers(), Body::from_stream(body)).into_response())
+    let frames = stream::once(future::ready(first)).chain(rest).map(Ok::<_, Infallible>);
+    Ok((stream_headers(), Body::from_stream(frames)).into_response())
 }
 
 /// Who follows a task, and what it was told of it last.
@@ -60,7 +62,6 @@ struct Follower {
     id: TaskId,
     seen: Receiver<Seen>,
     told: Option<TaskView>,
-    is_first: bool,
     has_ended: bool,
 }
 
@@ -69,24 +70,18 @@ impl Follower {
         if self.has_ended {
             return None;
         }
-        if std::mem::take(&mut self.is_first) {
-            return Some(frames::retry(rand::random_range(RETRY_MS)));
-        }
-        let frame = match tokio::time::timeout(self.app.streams.keepalive, self.news()).await {
-            Ok(frame) => frame,
-            Err(_) => frames::keepalive(),
-        };
-        Some(frame)
+        let keepalive = self.app.streams.keepalive;
+        let news = tokio::time::timeout(keepalive, self.news()).await;
+        Some(news.unwrap_or_else(|_| frames::keepalive()))
     }
 
     async fn news(&mut self) -> Bytes {
         loop {
             let seen = self.seen.borrow_and_update().clone();
             match seen {
-                Seen::Unread => {}
                 Seen::Gone => {
                     self.has_ended = true;
-                    return frames::Unfollow::Deleted.frame();
+                    return End::TaskDeleted.frame();
                 }
                 Seen::At(view) if view.status.is_end() => {
                     if let Some(last) = self.end().await {
@@ -114,7 +109,7 @@ impl Follower {
                 () = draining => {}
             }
             self.has_ended = true;
-            return frames::Unfollow::Draining.frame();
+            return End::Draining.frame();
         }
     }
 
@@ -123,7 +118,7 @@ impl Follower {
     async fn end(&mut self) -> Option<Bytes> {
         let last = match self.app.store.task_get(self.id).await {
             Ok(Some(task)) if task.status.is_end() => frames::ended(&task),
-            Ok(None) => frames::Unfollow::Deleted.frame(),
+            Ok(None) => End::TaskDeleted.frame(),
             Ok(Some(_)) => return None,
             Err(_) => {
                 tokio::time::sleep(RETRY_AFTER).await;

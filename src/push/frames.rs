@@ -196,36 +196,6 @@ pub fn ended(task: &Task) -> Bytes {
     format!("id: {ENDED_ID}\n{frame}").into()
 }
 
-/// Why a task is followed no longer although it has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfollow {
-    /// It was deleted.
-    Deleted,
-    /// The replica shuts down.
-    Draining,
-}
-
-impl Unfollow {
-    /// The `error` event before the end.
-    #[must_use]
-    pub fn frame(self) -> Bytes {
-        match self {
-            Self::Deleted => error("the task was deleted", "task_not_found", false),
-            Self::Draining => End::Draining.frame(),
-        }
-    }
-}
-
-fn error(message: &'static str, code: &'static str, reconnect: bool) -> Bytes {
-    #[derive(Serialize)]
-    struct Ended {
-        message: &'static str,
-        code: &'static str,
-        reconnect: bool,
-    }
-    event("error", &Ended { message, code, reconnect }).into()
-}
-
 /// Why the server ends a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -235,6 +205,8 @@ pub enum End {
     Unregistered,
     /// The replica shuts down.
     Draining,
+    /// The task that was followed was deleted.
+    TaskDeleted,
 }
 
 impl End {
@@ -245,18 +217,26 @@ impl End {
             Self::Superseded => "superseded",
             Self::Unregistered => "unregistered",
             Self::Draining => "draining",
+            Self::TaskDeleted => "task_not_found",
         }
     }
 
     /// The `error` event before the end.
     #[must_use]
     pub fn frame(self) -> Bytes {
+        #[derive(Serialize)]
+        struct Ended {
+            message: &'static str,
+            code: &'static str,
+            reconnect: bool,
+        }
         let (message, reconnect) = match self {
             Self::Superseded => ("a newer stream of this worker_id has taken over", false),
             Self::Unregistered => ("this worker was unregistered", false),
             Self::Draining => ("this replica is shutting down; connect again", true),
+            Self::TaskDeleted => ("the task was deleted", false),
         };
-        error(message, self.code(), reconnect)
+        event("error", &Ended { message, code: self.code(), reconnect }).into()
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::domain::TaskId;
 use crate::shutdown::Shutdown;
@@ -27,8 +27,6 @@ const FOLLOWERS_MAX: usize = 1_000;
 /// What is known of a followed task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Seen {
-    /// Nothing yet.
-    Unread,
     /// Where it stands.
     At(TaskView),
     /// It is not there (any more).
@@ -39,33 +37,24 @@ pub enum Seen {
 #[derive(Debug, Default)]
 pub struct Watch {
     followed: Mutex<HashMap<TaskId, watch::Sender<Seen>>>,
-    joined: Notify,
 }
 
 impl Watch {
-    /// Follows a task; `None`: too many are followed.
-    pub fn follow(&self, id: TaskId) -> Option<watch::Receiver<Seen>> {
+    /// Follows a task from where it was just read to stand; `None`: too many are followed.
+    pub fn follow(&self, view: TaskView) -> Option<watch::Receiver<Seen>> {
         let mut followed = self.lock();
-        if followed.len() >= FOLLOWED_MAX && !followed.contains_key(&id) {
+        if followed.len() >= FOLLOWED_MAX && !followed.contains_key(&view.id) {
             return None;
         }
-        let sender = followed.entry(id).or_insert_with(|| watch::channel(Seen::Unread).0);
-        if sender.receiver_count() >= FOLLOWERS_MAX {
-            return None;
-        }
-        let receiver = sender.subscribe();
-        drop(followed);
-        self.joined.notify_one();
-        Some(receiver)
+        let sender = followed.entry(view.id).or_insert_with(|| watch::channel(Seen::At(view)).0);
+        (sender.receiver_count() < FOLLOWERS_MAX).then(|| sender.subscribe())
     }
 
-    /// What is followed, or only what was never read; forgets what nobody follows any more.
-    fn ids(&self, unread_only: bool) -> Vec<TaskId> {
+    /// What is followed; forgets what nobody follows any more.
+    fn ids(&self) -> Vec<TaskId> {
         let mut followed = self.lock();
         followed.retain(|_, sender| sender.receiver_count() > 0);
-        let wanted =
-            followed.iter().filter(|(_, sender)| !unread_only || *sender.borrow() == Seen::Unread);
-        wanted.map(|(id, _)| *id).collect()
+        followed.keys().copied().collect()
     }
 
     fn tell(&self, id: TaskId, seen: Seen) {
@@ -94,28 +83,14 @@ impl Watch {
     }
 }
 
-/// Reads what is followed, until shutdown. Who joins is served at once.
+/// Reads what is followed, until shutdown.
 pub async fn run(store: Store, watch: Arc<Watch>, shutdown: Shutdown) {
-    let mut due = Instant::now();
-    loop {
-        let wait = async {
-            // However many join, the others get their turn.
-            tokio::select! {
-                biased;
-                () = sleep_until(due) => false,
-                () = watch.joined.notified() => true,
-            }
-        };
-        let Some(joined) = shutdown.until_stopping(wait).await else {
-            return;
-        };
+    let mut pause = READ_EVERY;
+    while shutdown.until_stopping(tokio::time::sleep(pause)).await.is_some() {
         let begun = Instant::now();
-        let ids = watch.ids(joined);
-        if let Err(error) = watch.read(&store, &ids).await {
+        if let Err(error) = watch.read(&store, &watch.ids()).await {
             report("could not read the tasks that are followed", &error);
         }
-        if !joined {
-            due = Instant::now() + READ_EVERY.max(begun.elapsed() * READ_SHARE);
-        }
+        pause = READ_EVERY.max(begun.elapsed() * READ_SHARE);
     }
 }
