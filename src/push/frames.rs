@@ -205,6 +205,10 @@ pub enum End {
     Unregistered,
     /// The replica shuts down.
     Draining,
+    /// Its peer takes nothing any more.
+    TooSlow,
+    /// It has been open for long: streams spread over the replicas again.
+    MaxAge,
     /// The task that was followed was deleted.
     TaskDeleted,
 }
@@ -217,6 +221,8 @@ impl End {
             Self::Superseded => "superseded",
             Self::Unregistered => "unregistered",
             Self::Draining => "draining",
+            Self::TooSlow => "too_slow",
+            Self::MaxAge => "max_age",
             Self::TaskDeleted => "task_not_found",
         }
     }
@@ -234,6 +240,8 @@ impl End {
             Self::Superseded => ("a newer stream of this worker_id has taken over", false),
             Self::Unregistered => ("this worker was unregistered", false),
             Self::Draining => ("this replica is shutting down; connect again", true),
+            Self::TooSlow => ("nothing was read for too long; connect again", true),
+            Self::MaxAge => ("this stream has reached its age; connect again", true),
             Self::TaskDeleted => ("the task was deleted", false),
         };
         event("error", &Ended { message, code: self.code(), reconnect }).into()
