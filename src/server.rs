@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, Secret};
 use crate::domain::ReplicaId;
+use crate::http::room::Room;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
 use crate::maintenance::{expire, promote, prune, reap, replicas, seen};
@@ -182,6 +183,7 @@ impl Replica {
         let parts = Parts::new(Store::new(database, listen, times), address);
         let (trigger, shutdown) = shutdown::channel();
 
+        let room = Room::open();
         let (listener_task, mut proof) = Listener::new();
         let app = App::new(
             parts.store.clone(),
@@ -191,6 +193,7 @@ impl Replica {
             Arc::clone(&parts.metrics),
             proof.clone(),
             shutdown.clone(),
+            Arc::clone(&room),
             parts.replica,
             StreamSettings {
                 enabled: config.sse_enabled,
@@ -218,7 +221,7 @@ impl Replica {
                     hub.drain(drain).await;
                 }
             };
-            let serve = accept::serve(listener, http::router(app), drained, shutdown.clone());
+            let serve = accept::serve(listener, http::router(app), room, drained, shutdown.clone());
             let result = tokio::select! {
                 () = serve => Ok(()),
                 _ = loops.join_next() => shutdown.is_stopping().then_some(()).ok_or(StartError::Loop),
