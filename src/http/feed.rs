@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
@@ -53,6 +54,8 @@ impl Feed {
     /// The feed that an answer begins, if it does.
     pub(super) fn taken_from(response: &mut Response) -> Option<Self> {
         let carried = response.extensions_mut().remove::<Carried>()?;
+        // Of the answer without its body.
+        response.headers_mut().remove(CONTENT_LENGTH);
         carried.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

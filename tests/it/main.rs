@@ -31,6 +31,7 @@ mod raw_sockets;
 mod readme;
 mod routing;
 mod schema;
+mod sockets;
 mod startup;
 mod streams;
 mod workers;
