@@ -14,6 +14,7 @@ mod p2_zombies;
 mod p3_racers;
 mod p4_cuts;
 mod p5_deaths;
+mod p9_crowd;
 mod producers;
 mod real_workers;
 mod workers;
