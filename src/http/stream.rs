@@ -28,10 +28,6 @@ use crate::push::hub::Hub;
 use crate::push::stream::Stream;
 use crate::store::{Opened, StoreError, StreamAsk};
 
-/// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
-/// do not come back at once.
-pub(super) const RETRY_MS: std::ops::Range<u64> = 500..3_000;
-
 pub(super) fn router() -> Router<App> {
     Router::new().route("/v1/worker/tasks/stream", get(open).head(head))
 }
@@ -129,7 +125,7 @@ async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamB
         connection_id,
         app.replica_id,
         keepalive.as_secs(),
-        rand::random_range(RETRY_MS),
+        rand::random_range(frames::RETRY_MS),
     );
     tracing::info!(
         target: "worker_sse", worker_id = %routing.worker_id, %connection_id,
@@ -173,10 +169,17 @@ impl http_body::Body for StreamBody {
                 frame
             }
             Poll::Pending => {
-                if self.silence.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
+                // Who has not read for hours gets none: even those would fill its socket.
+                loop {
+                    if self.silence.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    if let Some(frame) = self.stream.keepalive() {
+                        break frame;
+                    }
+                    let next = Instant::now() + self.keepalive;
+                    self.silence.as_mut().reset(next);
                 }
-                frames::keepalive()
             }
         };
         let next = Instant::now() + self.keepalive;

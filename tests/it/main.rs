@@ -9,6 +9,7 @@
 
 mod support;
 
+mod ages;
 mod api;
 mod bad_input;
 mod campaign;
@@ -32,5 +33,7 @@ mod readme;
 mod routing;
 mod schema;
 mod startup;
+mod storms;
 mod streams;
+mod unread;
 mod workers;
