@@ -23,7 +23,7 @@ use crate::push::inbox::Inbox;
 use crate::push::listener::Listener;
 use crate::push::router::Router;
 use crate::push::watch::Watch;
-use crate::push::{presence, sweep, watch};
+use crate::push::{age, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::store::migrate::{MigrateError, migrate};
 use crate::store::{Store, StoreError, Times, chain, parse_url};
@@ -180,7 +180,7 @@ impl Replica {
         // A claim never outlives the time after which its worker counts as gone (protocol S9).
         let lease = config.lease.min(config.worker_timeout);
         let times = Times { lease, worker_timeout: config.worker_timeout };
-        let parts = Parts::new(Store::new(database, listen, times), address);
+        let parts = Parts::new(Store::new(database, listen, times), address, config.max_age);
         let (trigger, shutdown) = shutdown::channel();
 
         let room = Room::open();
@@ -271,11 +271,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(store: Store, address: SocketAddr) -> Self {
+    fn new(store: Store, address: SocketAddr, max_age: Duration) -> Self {
         let metrics = Arc::new(Metrics::new());
         Self {
             store,
-            hub: Arc::new(Hub::new(Arc::clone(&metrics))),
+            hub: Arc::new(Hub::new(Arc::clone(&metrics), max_age)),
             inbox: Arc::default(),
             watch: Arc::default(),
             seen: Arc::default(),
@@ -315,7 +315,9 @@ impl Parts {
             router.clone(),
             stop(),
         )));
-        run(Box::pin(sweep::settle(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(settle::run(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(age::run(store.clone(), Arc::clone(hub), stop())));
+        run(Box::pin(stuck::run(Arc::clone(hub), stop())));
         run(Box::pin(watch::run(store.clone(), Arc::clone(&self.watch), stop())));
         run(Box::pin(presence::heartbeat(
             store.clone(),

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::room::StreamPlace;
 use super::stream::stream_headers;
-use crate::push::frames::{self, End};
+use crate::push::frames::End;
 use crate::push::hub::Hub;
 use crate::push::stream::Stream;
 
@@ -70,10 +70,17 @@ impl Feed {
                 frame
             }
             Poll::Pending => {
-                if self.silence.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
+                // Who has not read for hours gets none: even those would fill its socket.
+                loop {
+                    if self.silence.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    if let Some(frame) = self.stream.keepalive() {
+                        break frame;
+                    }
+                    let next = Instant::now() + self.keepalive;
+                    self.silence.as_mut().reset(next);
                 }
-                frames::keepalive()
             }
         };
         let next = Instant::now() + self.keepalive;

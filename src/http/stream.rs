@@ -20,10 +20,6 @@ use crate::domain::{ConnectionId, WorkerId};
 use crate::push::frames;
 use crate::store::{Opened, StoreError, StreamAsk};
 
-/// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
-/// do not come back at once.
-pub(super) const RETRY_MS: std::ops::Range<u64> = 500..3_000;
-
 pub(super) fn router() -> Router<App> {
     Router::new().route("/v1/worker/tasks/stream", get(open).head(head))
 }
@@ -127,7 +123,7 @@ async fn subscribe(
         connection_id,
         app.replica_id,
         keepalive.as_secs(),
-        rand::random_range(RETRY_MS),
+        rand::random_range(frames::RETRY_MS),
     );
     tracing::info!(
         target: "worker_sse", worker_id = %routing.worker_id, %connection_id,

@@ -9,6 +9,7 @@
 
 mod support;
 
+mod ages;
 mod api;
 mod bad_input;
 mod campaign;
@@ -33,5 +34,7 @@ mod routing;
 mod schema;
 mod sockets;
 mod startup;
+mod storms;
 mod streams;
+mod unread;
 mod workers;

@@ -31,7 +31,8 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
     let campaign = Campaign::new("p9_stuck_and_vanished_clients");
     let healthy = campaign.number("STREAMS", 300);
     let stuck = campaign.number("STUCK", 40);
-    let vanished = if programs::find("nft").is_some() { campaign.number("VANISHED", 40) } else { 0 };
+    let vanished =
+        if programs::find("nft").is_some() { campaign.number("VANISHED", 40) } else { 0 };
     let beats = campaign.number("BEATS", 12);
     let db = TestDb::new().await;
     let replica = Replica::start_with(&db, &["--worker-sse-max-age", "0"]).await;
@@ -173,8 +174,10 @@ impl Crowd {
                 }
             });
         }
-        eventually("all are streams", async || (open(replica).await == before + count).then_some(()))
-            .await;
+        eventually("all are streams", async || {
+            (open(replica).await == before + count).then_some(())
+        })
+        .await;
         ports
     }
 
