@@ -48,40 +48,41 @@ fn shipped_nginx(to: &[SocketAddr], port: u16, folder: &Path) -> String {
     let text = replaced(&text, "    resolver 127.0.0.11 valid=5s ipv6=off;\n", "", 1);
     let listen = format!("listen 127.0.0.1:{port} backlog");
     let text = replaced(&text, "listen 8080 backlog", &listen, 1);
-    // Once for calls and once for streams.
-    servers(&text, 2, "        server taskwire-1:8000", to, |name, address| {
-        let old = format!("        server {name}:8000 resolve max_fails=3 fail_timeout=2s;\n");
-        (old, format!("        server {address} max_fails=3 fail_timeout=2s;\n"))
-    })
+    // For calls, and for streams.
+    [" resolve max_fails=3 fail_timeout=2s;", " resolve max_fails=0;"].iter().fold(
+        text,
+        |text, rest| {
+            let new_rest = rest.replace(" resolve", "");
+            servers(&text, to, |name, address| {
+                let old = format!("        server {name}:8000{rest}\n");
+                (old, format!("        server {address}{new_rest}\n"))
+            })
+        },
+    )
 }
 
 fn shipped_haproxy(to: &[SocketAddr], port: u16) -> String {
     let text = include_str!("../../../deploy/haproxy.cfg");
     let text = replaced(text, "bind :8080 backlog", &format!("bind 127.0.0.1:{port} backlog"), 1);
-    servers(&text, 1, "    server taskwire-1 ", to, |name, address| {
+    servers(&text, to, |name, address| {
         let old = format!("    server {name} {name}:8000\n");
         (old, format!("    server {name} {address}\n"))
     })
 }
 
-/// Replaces the three `server` lines, each of which is there `times` times, by those of `to`.
+/// Replaces the three `server` lines by those of `to`. `lines` gives the old and the new one for a
+/// name and an address.
 fn servers(
     text: &str,
-    times: usize,
-    first: &str,
     to: &[SocketAddr],
-    line: impl Fn(&str, &str) -> (String, String),
+    lines: impl Fn(&str, &str) -> (String, String),
 ) -> String {
     assert!((1..=3).contains(&to.len()), "the file has three servers");
-    assert_eq!(text.matches(first).count(), times, "{first} in the shipped file");
-    let mut text = text.to_owned();
-    for n in 0..3 {
-        let address = to.get(n).map(ToString::to_string);
-        let (old, new) =
-            line(&format!("taskwire-{}", n + 1), address.as_deref().unwrap_or_default());
-        text = replaced(&text, &old, if address.is_some() { &new } else { "" }, times);
-    }
-    text
+    (0..3).fold(text.to_owned(), |text, n| {
+        let address = to.get(n).map(ToString::to_string).unwrap_or_default();
+        let (old, new) = lines(&format!("taskwire-{}", n + 1), &address);
+        replaced(&text, &old, if address.is_empty() { "" } else { &new }, 1)
+    })
 }
 
 /// Nothing but `proxy_pass`: HTTP/1.0 to the replicas, a connection for each call, buffering,

@@ -32,13 +32,15 @@ async fn workers_that_are_cut_again_and_again_lose_nothing_and_hear_at_most_a_wi
     let servers = replicas.iter().map(|one| one.url["http://".len()..].parse().unwrap()).collect();
     let cutter = Cutter::to(servers, Duration::from_millis(age as u64)).await;
     // Less important than the work, or it would be in the way.
-    let later = json!({"title": "not now", "codebase_id": "a", "priority": -1});
+    let later = json!({"title": "not now", "codebase_id": "global", "priority": -1});
     replicas[0].post("/v1/tasks/batch", json!(vec![later; BACKLOG])).await.expect(201);
 
     let crew = Crew::new(cutter.address, Return::AtOnce);
-    let worker = |n| Worker { id: format!("w-{n}"), codebases: "a".to_owned(), acts: true };
+    // Two of them want the same tasks.
+    let codebase = |n: usize| format!("group-{}", n / 2);
+    let worker = |n| Worker { id: format!("w-{n}"), codebases: codebase(n), acts: true };
     let hired = crew.hire((0..workers).map(worker).collect()).await;
-    let producer = crew.produce(vec!["a".to_owned()], TASKS_PER_SECOND);
+    let producer = crew.produce((0..workers).map(codebase).collect(), TASKS_PER_SECOND);
     // Not a condition: the run's length.
     tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
     producer.stop().await;

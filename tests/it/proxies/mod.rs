@@ -3,8 +3,8 @@
 
 mod configs;
 mod crew;
-mod cutter;
 mod cuts;
+mod cutter;
 mod defaults;
 mod process;
 mod python;

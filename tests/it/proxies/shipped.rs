@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::Proxied;
 use super::configs::Setup;
 use super::process::Kind;
-use super::Proxied;
 use crate::support::eventually;
 
 /// The promise P12: the first event, and each further one.
@@ -38,7 +38,9 @@ async fn pushes_at_once(kind: Kind) {
         slowest = slowest.max(created.elapsed());
         behind.claim_and_complete(&task, "under_score").await;
     }
-    eprintln!("{kind:?} as shipped: connected after {opened:?}, created to heard {slowest:?} at most of 20");
+    eprintln!(
+        "{kind:?} as shipped: connected after {opened:?}, created to heard {slowest:?} at most of 20"
+    );
     assert!(opened < SOON && slowest < SOON, "{opened:?} {slowest:?}");
     for _ in 0..3 {
         let event = stream.read_within(2 * SOON).await.expect("a keepalive each second");

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::{Proxied, streams_on};
 use super::configs::Setup;
 use super::crew::{Crew, Return, Worker};
 use super::process::Kind;
+use super::{Proxied, streams_on};
 use crate::support::eventually;
 
 const WORKERS: usize = 8;
@@ -101,12 +101,13 @@ async fn goes_on_without_a_killed_replica(kind: Kind) {
 }
 
 #[tokio::test]
-async fn nginx_goes_on_with_the_other_replica_when_one_is_killed_and_no_task_is_lost_or_done_twice() {
+async fn nginx_goes_on_with_the_other_replica_when_one_is_killed_and_no_task_is_lost_or_done_twice()
+{
     goes_on_without_a_killed_replica(Kind::Nginx).await;
 }
 
 #[tokio::test]
 async fn haproxy_goes_on_with_the_other_replica_when_one_is_killed_and_no_task_is_lost_or_done_twice()
-{
+ {
     goes_on_without_a_killed_replica(Kind::Haproxy).await;
 }
