@@ -27,6 +27,7 @@ mod model;
 mod operators;
 mod plans;
 mod postgres_away;
+mod proxies;
 mod push;
 mod raw_sockets;
 mod readme;

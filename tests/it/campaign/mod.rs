@@ -6,7 +6,7 @@
 
 mod caller;
 mod faults;
-mod fleet;
+pub mod fleet;
 mod gremlin;
 mod ledger;
 mod p1_ledger;
@@ -28,14 +28,14 @@ use rand::rngs::StdRng;
 const SEED_DEFAULT: usize = 20_260_101;
 
 /// One run of one promise's test: its seed, its numbers, its figures.
-struct Campaign {
+pub struct Campaign {
     test: &'static str,
     seed: usize,
     begun: Instant,
 }
 
 impl Campaign {
-    fn new(test: &'static str) -> Self {
+    pub fn new(test: &'static str) -> Self {
         let campaign = Self { test, seed: setting("SEED", SEED_DEFAULT), begun: Instant::now() };
         eprintln!("{test}: seed {}", campaign.seed);
         campaign
@@ -43,7 +43,7 @@ impl Campaign {
 
     /// A number of this run: `TASKWIRE_CAMPAIGN_<name>`, or the one for CI.
     #[expect(clippy::unused_self, reason = "a run's numbers are asked of the run")]
-    fn number(&self, name: &str, default: usize) -> usize {
+    pub fn number(&self, name: &str, default: usize) -> usize {
         setting(name, default)
     }
 
@@ -59,7 +59,7 @@ impl Campaign {
     }
 
     /// The one line that a run is about; `--nocapture` shows it.
-    fn figures(&self, figures: &str) {
+    pub fn figures(&self, figures: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         eprintln!("{}: seed {}, {seconds:.1} s: {figures}", self.test, self.seed);
     }

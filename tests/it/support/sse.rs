@@ -124,7 +124,8 @@ impl SseStream {
     }
 }
 
-fn parse(block: &str) -> Event {
+/// One event from its lines.
+pub fn parse(block: &str) -> Event {
     let mut event = Event { name: String::new(), data: Value::Null, retry_ms: None };
     for line in block.lines() {
         if let Some(name) = line.strip_prefix("event: ") {
