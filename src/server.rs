@@ -15,7 +15,7 @@ use crate::config::{Config, Secret};
 use crate::domain::ReplicaId;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
-use crate::maintenance::{expire, promote, prune, reap, replicas, seen};
+use crate::maintenance::{expire, promote, prune, reap, replicas, seen, vigil};
 use crate::metrics::Metrics;
 use crate::push::hub::Hub;
 use crate::push::inbox::Inbox;
@@ -25,7 +25,7 @@ use crate::push::watch::Watch;
 use crate::push::{presence, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::store::migrate::{MigrateError, migrate};
-use crate::store::{Store, StoreError, Times, chain, parse_url};
+use crate::store::{Danger, Store, StoreError, Times, chain, parse_url};
 
 /// How long a start waits for a Postgres that is not there yet.
 const POSTGRES_WAIT: Duration = Duration::from_secs(30);
@@ -179,7 +179,12 @@ impl Replica {
         // A claim never outlives the time after which its worker counts as gone (protocol S9).
         let lease = config.lease.min(config.worker_timeout);
         let times = Times { lease, worker_timeout: config.worker_timeout };
-        let parts = Parts::new(Store::new(database, listen, times), address);
+        // Who names a direct connection besides says that the other one is none.
+        let pooled = config
+            .database_listen_url
+            .as_ref()
+            .is_some_and(|url| url.reveal() != database_url.reveal());
+        let parts = Parts::new(Store::new(database, listen, pooled, times), address);
         let (trigger, shutdown) = shutdown::channel();
 
         let (listener_task, mut proof) = Listener::new();
@@ -327,6 +332,7 @@ impl Parts {
         run(Box::pin(promote::run(store.clone(), stop())));
         run(Box::pin(prune::run(store.clone(), config.retention_days, stop())));
         run(Box::pin(replicas::run(store.clone(), stop())));
+        run(Box::pin(vigil::run(store.clone(), Arc::clone(&self.metrics), stop())));
         run(Box::pin(seen::run(store.clone(), Arc::clone(&self.seen), stop())));
         loops
     }
@@ -344,7 +350,8 @@ impl Parts {
 }
 
 async fn log_trigger(store: &Store) -> Result<(), StartError> {
-    if patiently(|| store.trigger_is_on()).await? {
+    let condition = patiently(|| store.condition()).await?;
+    if !condition.dangers.iter().any(|danger| matches!(danger, Danger::TriggerOff)) {
         tracing::info!(
             target: "worker_sse",
             "task creation hook is on: trigger tasks_notify_inserted announces every insert"

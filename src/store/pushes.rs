@@ -106,7 +106,7 @@ impl Store {
     pub async fn push_claimable(&self, ids: &[TaskId]) -> Result<Vec<PushTask>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file_as!(PushRow, "src/store/sql/push_claimable.sql", &ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         Ok(rows.into_iter().map(PushTask::from).collect())
     }
@@ -121,7 +121,7 @@ impl Store {
         let ids: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows =
             sqlx::query_file_as!(PushRow, "src/store/sql/push_backlog.sql", &ids as &[&str], limit)
-                .fetch_all(self.pool())
+                .fetch_all(self.link())
                 .await?;
         let mut backlogs: Vec<Vec<PushTask>> = workers.iter().map(|_| Vec::new()).collect();
         for row in rows {
@@ -141,7 +141,7 @@ impl Store {
             select pg_current_snapshot()::text as "snapshot!"
             "#
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok(snapshot)
     }
@@ -154,7 +154,7 @@ impl Store {
         limit: i64,
     ) -> Result<(Vec<Ready>, String), StoreError> {
         let rows = sqlx::query_file!("src/store/sql/push_ready_since.sql", snapshot, limit)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         let next = rows.first().map_or_else(|| snapshot.to_owned(), |row| row.snapshot.clone());
         let ready = rows
@@ -172,14 +172,14 @@ impl Store {
     ) -> Result<Vec<String>, StoreError> {
         let sql =
             sqlx::query_file_scalar!("src/store/sql/push_ready_codebases.sql", snapshot, limit);
-        Ok(sql.fetch_all(self.pool()).await?)
+        Ok(sql.fetch_all(self.link()).await?)
     }
 
     /// Which of some tasks can be claimed now, and by which announcement.
     pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Vec<Ready>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         Ok(rows.into_iter().map(|row| Ready { id: row.id, xid: row.ready_xid }).collect())
     }
@@ -194,7 +194,7 @@ impl Store {
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows =
             sqlx::query_file!("src/store/sql/push_cancelled.sql", &tasks, &workers as &[&str])
-                .fetch_all(self.pool())
+                .fetch_all(self.link())
                 .await?;
         Ok(rows
             .into_iter()

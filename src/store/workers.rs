@@ -76,7 +76,7 @@ impl Store {
             registration.hostname.as_deref(),
             registration.metadata.as_ref(),
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok((row.id, row.name))
     }
@@ -95,14 +95,14 @@ impl Store {
             REPLICA_SILENCE.as_secs_f64(),
             connected_only,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?)
     }
 
     /// What a worker holds now, at most 1,000 tasks.
     pub async fn worker_running(&self, id: &WorkerId) -> Result<Vec<Held>, StoreError> {
         Ok(sqlx::query_file_as!(Held, "src/store/sql/worker_running.sql", id.as_str())
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?)
     }
 
@@ -114,7 +114,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let done =
             sqlx::query_file!("src/store/sql/worker_set_codebases.sql", id.as_str(), codebases)
-                .execute(self.pool())
+                .execute(self.link())
                 .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -124,7 +124,7 @@ impl Store {
         let workers: Vec<_> = seen.iter().map(|(id, _)| id.as_str()).collect();
         let ago: Vec<_> = seen.iter().map(|(_, ago)| ago.as_secs_f64()).collect();
         let done = sqlx::query_file!("src/store/sql/worker_seen.sql", &workers as &[&str], &ago)
-            .execute(self.pool())
+            .execute(self.link())
             .await?;
         Ok(done.rows_affected())
     }
@@ -132,7 +132,7 @@ impl Store {
     /// A worker's farewell: its claims go back, its stream ends.
     pub async fn worker_unregister(&self, id: &WorkerId) -> Result<Unregistered, StoreError> {
         let row = sqlx::query_file!("src/store/sql/worker_unregister.sql", id.as_str())
-            .fetch_one(self.pool())
+            .fetch_one(self.link())
             .await?;
         Ok(if row.gone == 0 { Unregistered::NotFound } else { Unregistered::Gone(row.released) })
     }
