@@ -1,5 +1,7 @@
 //! What `GET /metrics` tells (Prometheus text format). Counters are of this replica since its start.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -18,6 +20,11 @@ struct StatusCode {
     status: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct What {
+    what: &'static str,
+}
+
 /// The metrics of one replica.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each carries its help text below")]
@@ -28,6 +35,8 @@ pub struct Metrics {
     pub backlog_reads: Counter,
     pub tasks_created: Counter,
     pub listener_losses: Counter,
+    pub notification_queue_usage: Gauge<f64, AtomicU64>,
+    dangers: Family<What, Gauge>,
     streams_ended: Family<Outcome, Counter>,
     claims: Family<Outcome, Counter>,
     heartbeats: Family<Outcome, Counter>,
@@ -46,6 +55,8 @@ impl Metrics {
         let backlog_reads = Counter::default();
         let tasks_created = Counter::default();
         let listener_losses = Counter::default();
+        let notification_queue_usage = Gauge::<f64, AtomicU64>::default();
+        let dangers = Family::default();
         let streams_ended = Family::default();
         let claims = Family::default();
         let heartbeats = Family::default();
@@ -57,6 +68,16 @@ impl Metrics {
         registry.register("backlog_reads", "Statements for backlogs", backlog_reads.clone());
         registry.register("tasks_created", "Tasks created by API", tasks_created.clone());
         registry.register("listener_losses", "Lost LISTEN connections", listener_losses.clone());
+        registry.register(
+            "notification_queue_usage",
+            "How full Postgres' notification queue is, 0 to 1",
+            notification_queue_usage.clone(),
+        );
+        registry.register(
+            "dangers",
+            "1 while Postgres is not as safe as promised",
+            dangers.clone(),
+        );
         registry.register("streams_ended", "Streams that the server ended", streams_ended.clone());
         registry.register("claims", "Claims by outcome", claims.clone());
         registry.register("heartbeats", "Heartbeats of claims by outcome", heartbeats.clone());
@@ -74,6 +95,8 @@ impl Metrics {
             backlog_reads,
             tasks_created,
             listener_losses,
+            notification_queue_usage,
+            dangers,
             streams_ended,
             claims,
             heartbeats,
@@ -81,6 +104,11 @@ impl Metrics {
             reaped,
             responses,
         }
+    }
+
+    /// Notes whether something is wrong with Postgres.
+    pub fn danger(&self, what: &'static str, is: bool) {
+        self.dangers.get_or_create(&What { what }).set(i64::from(is));
     }
 
     /// Counts a stream that the server ended.

@@ -16,7 +16,7 @@ use crate::domain::ReplicaId;
 use crate::http::room::Room;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
-use crate::maintenance::{expire, promote, prune, reap, replicas, seen};
+use crate::maintenance::{expire, promote, prune, reap, replicas, seen, vigil};
 use crate::metrics::Metrics;
 use crate::push::hub::Hub;
 use crate::push::inbox::Inbox;
@@ -26,7 +26,7 @@ use crate::push::watch::Watch;
 use crate::push::{age, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::store::migrate::{MigrateError, migrate};
-use crate::store::{Store, StoreError, Times, chain, parse_url};
+use crate::store::{Danger, Store, StoreError, Times, chain, parse_url};
 
 /// How long a start waits for a Postgres that is not there yet.
 const POSTGRES_WAIT: Duration = Duration::from_secs(30);
@@ -180,7 +180,13 @@ impl Replica {
         // A claim never outlives the time after which its worker counts as gone (protocol S9).
         let lease = config.lease.min(config.worker_timeout);
         let times = Times { lease, worker_timeout: config.worker_timeout };
-        let parts = Parts::new(Store::new(database, listen, times), address, config.max_age);
+        // Who names a direct connection besides says that the other one is none.
+        let pooled = config
+            .database_listen_url
+            .as_ref()
+            .is_some_and(|url| url.reveal() != database_url.reveal());
+        let parts =
+            Parts::new(Store::new(database, listen, pooled, times), address, config.max_age);
         let (trigger, shutdown) = shutdown::channel();
 
         let room = Room::open();
@@ -332,6 +338,7 @@ impl Parts {
         run(Box::pin(promote::run(store.clone(), stop())));
         run(Box::pin(prune::run(store.clone(), config.retention_days, stop())));
         run(Box::pin(replicas::run(store.clone(), stop())));
+        run(Box::pin(vigil::run(store.clone(), Arc::clone(&self.metrics), stop())));
         run(Box::pin(seen::run(store.clone(), Arc::clone(&self.seen), stop())));
         loops
     }
@@ -349,16 +356,17 @@ impl Parts {
 }
 
 async fn log_trigger(store: &Store) -> Result<(), StartError> {
-    if patiently(|| store.trigger_is_on()).await? {
-        tracing::info!(
-            target: "worker_sse",
-            "task creation hook is on: trigger tasks_notify_inserted announces every insert"
-        );
-    } else {
+    let condition = patiently(|| store.condition()).await?;
+    if condition.dangers.iter().any(|danger| matches!(danger, Danger::TriggerOff)) {
         tracing::warn!(
             target: "worker_sse",
             "task creation hook is OFF: trigger tasks_notify_inserted is missing or disabled; \
              the sweep announces tasks within 2 s all the same"
+        );
+    } else {
+        tracing::info!(
+            target: "worker_sse",
+            "task creation hook is on: trigger tasks_notify_inserted announces every insert"
         );
     }
     Ok(())

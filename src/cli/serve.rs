@@ -41,7 +41,8 @@ pub(super) fn migrate(config: &Config) -> Result<(), Fatal> {
         );
     };
     runtime()?.block_on(async {
-        let (options, _) = server::parse_urls(url, None)?;
+        // As `serve` does: a pooler in transaction mode would lose the session's lock.
+        let (_, options) = server::parse_urls(url, config.database_listen_url.as_ref())?;
         let applied = server::migrate_patiently(&options).await?;
         for name in &applied {
             tracing::info!("migration applied: {name}");

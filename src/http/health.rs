@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::problem::Problem;
-use crate::store::migrate::schema_version;
 
 /// How long `/readyz` waits for Postgres.
 const POSTGRES_WAIT: Duration = Duration::from_secs(2);
@@ -28,20 +27,19 @@ async fn healthz() -> Json<Value> {
     Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// Whether a load balancer should send requests here; if not, every reason at once.
+/// Whether a load balancer should send requests here; if not, every reason at once. What is only not
+/// as safe as promised is a warning.
 async fn readyz(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let mut reasons = Vec::new();
     if app.shutdown.is_draining() {
         reasons.push("this replica is draining".to_owned());
     }
-    match tokio::time::timeout(POSTGRES_WAIT, app.store.ready()).await {
-        Ok(Ok((is_standby, found))) => {
-            if is_standby {
-                reasons.push("Postgres is a standby, not the primary".to_owned());
-            }
-            let known = schema_version();
-            if found < known {
-                reasons.push(format!("the schema is at version {found}, not {known}"));
+    let mut warnings = Vec::new();
+    match tokio::time::timeout(POSTGRES_WAIT, app.store.condition()).await {
+        Ok(Ok(condition)) => {
+            for danger in condition.dangers {
+                let said = danger.to_string();
+                if danger.is_stopping() { reasons.push(said) } else { warnings.push(said) }
             }
         }
         Ok(Err(error)) => reasons.push(error.to_string()),
@@ -53,7 +51,12 @@ async fn readyz(State(app): State<App>) -> Result<Json<Value>, Problem> {
     if !reasons.is_empty() {
         return Err(Problem::NotReady(reasons.join("; ")));
     }
-    Ok(Json(json!({ "status": "ready", "replica_id": app.replica_id, "streams": app.hub.len() })))
+    Ok(Json(json!({
+        "status": "ready",
+        "replica_id": app.replica_id,
+        "streams": app.hub.len(),
+        "warnings": warnings,
+    })))
 }
 
 async fn metrics(State(app): State<App>) -> Response {

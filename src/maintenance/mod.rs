@@ -7,6 +7,7 @@ pub mod prune;
 pub mod reap;
 pub mod replicas;
 pub mod seen;
+pub mod vigil;
 
 use std::future::Future;
 use std::time::Duration;

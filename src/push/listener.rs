@@ -126,13 +126,12 @@ impl Listener {
         let (came_back, canaries) = watch::channel(0_u64);
         let reading = async {
             loop {
-                // `None` is a loss that was noticed; after it `recv` would reconnect by itself.
-                let notification = match listener.try_recv().await {
-                    Ok(Some(notification)) => notification,
+                let payload = match listener.next().await {
+                    Ok(Some(payload)) => payload,
                     Ok(None) => return Loss::Ended,
-                    Err(error) => return Loss::Store(error.into()),
+                    Err(error) => return Loss::Store(error),
                 };
-                match inbox.merge(notification.payload()) {
+                match inbox.merge(&payload) {
                     Merged::Hint => {}
                     Merged::Canary(text) => {
                         if let Some((whose, n)) = text.split_once(' ')

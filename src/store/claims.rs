@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::group::Batch;
 use super::late::Lost;
+use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::{Status, Task, TaskId, WorkerId};
 
@@ -106,7 +106,7 @@ impl Store {
         reason: Option<&str>,
     ) -> Result<Cancelled, StoreError> {
         let row = sqlx::query_file!("src/store/sql/task_cancel.sql", id.0, reason)
-            .fetch_one(self.pool())
+            .fetch_one(self.link())
             .await?;
         Ok(match row.status.as_deref().and_then(Status::parse) {
             None => Cancelled::NotFound,
@@ -119,7 +119,7 @@ impl Store {
 
 /// Claims that share a statement.
 pub(super) struct ClaimBatch {
-    pub(super) pool: PgPool,
+    pub(super) link: Link,
     pub(super) lease: Duration,
 }
 
@@ -149,7 +149,7 @@ impl Batch for ClaimBatch {
             &claims as &[Option<Uuid>],
             self.lease.as_secs_f64(),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.link)
         .await?;
         for task in won {
             // A task has one winner, and of a worker's several asks the first one wins.
@@ -188,7 +188,7 @@ impl ClaimBatch {
             &workers as &[&str],
             &claims as &[Option<Uuid>],
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.link)
         .await?;
         let mut answers: Vec<Claim> = lost.iter().map(|_| Claim::NotFound).collect();
         for row in rows {
@@ -202,7 +202,7 @@ impl ClaimBatch {
                     // The answer to the first one was lost on its way (protocol C2).
                     let ClaimAsk { task_id, worker_id, claim_id } = &ops[lost[at]];
                     let id = claim_id.unwrap_or_default();
-                    let held = claimed_as(&self.pool, worker_id, id, Some(*task_id)).await?;
+                    let held = claimed_as(&self.link, worker_id, id, Some(*task_id)).await?;
                     // Not any more, a moment later: as good as lost.
                     held.into_iter().next().map_or(Claim::Taken { by: None }, |task| {
                         Claim::Claimed(Claimed::new(task, self.lease))
@@ -229,7 +229,7 @@ impl ClaimBatch {
 
 /// What a worker claimed with a `claim_id` and still has: of one task, or of all.
 pub(super) async fn claimed_as(
-    pool: &PgPool,
+    link: &Link,
     worker: &WorkerId,
     claim_id: Uuid,
     task: Option<TaskId>,
@@ -241,7 +241,7 @@ pub(super) async fn claimed_as(
         claim_id,
         task.map(|id| id.0) as Option<Uuid>,
     )
-    .fetch_all(pool)
+    .fetch_all(link)
     .await?)
 }
 

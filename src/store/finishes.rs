@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::PgPool;
 
 use super::fences::Fences;
 use super::group::Batch;
 use super::late::{self, Late, Lost, Past};
+use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::{Fence, Status};
 
@@ -76,7 +76,7 @@ impl Store {
 
 /// Finishes that share a statement.
 pub(super) struct FinishBatch {
-    pub(super) pool: PgPool,
+    pub(super) link: Link,
 }
 
 impl Batch for FinishBatch {
@@ -118,7 +118,7 @@ impl Batch for FinishBatch {
             &retries,
             &waits as &[Option<f64>],
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.link)
         .await?;
         let done: HashMap<usize, Finished> = rows
             .into_iter()
@@ -138,7 +138,7 @@ impl Batch for FinishBatch {
             .iter()
             .map(|n| (&ops[*n].fence, matches!(ops[*n].verb, Verb::Complete(_))))
             .collect();
-        let mut explained = late::explain(&self.pool, &calls).await.map(Vec::into_iter);
+        let mut explained = late::explain(&self.link, &calls).await.map(Vec::into_iter);
         let answer = |n: usize| match (done.get(&n), &mut explained) {
             (Some(finished), _) => Ok(Finish::Finished(finished.clone())),
             // What took effect took effect, also when the rest cannot be explained.

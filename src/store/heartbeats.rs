@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::PgPool;
 
 use super::fences::Fences;
 use super::group::Batch;
 use super::late::{self, Late, Lost};
+use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::Fence;
 
@@ -54,7 +54,7 @@ impl Store {
 
 /// Heartbeats that share a statement.
 pub(super) struct HeartbeatBatch {
-    pub(super) pool: PgPool,
+    pub(super) link: Link,
     pub(super) lease: Duration,
 }
 
@@ -109,7 +109,7 @@ impl HeartbeatBatch {
             &checkpoints as &[Option<&Value>],
             self.lease.as_secs_f64(),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.link)
         .await?;
         let mut answers: Vec<Option<Heartbeat>> = ops.iter().map(|_| None).collect();
         for row in rows {
@@ -123,7 +123,7 @@ impl HeartbeatBatch {
         }
         let lost: Vec<_> = (0..ops.len()).filter(|n| answers[*n].is_none()).collect();
         let calls: Vec<_> = lost.iter().map(|n| (&ops[*n].fence, false)).collect();
-        let mut explained = late::explain(&self.pool, &calls).await.map(Vec::into_iter);
+        let mut explained = late::explain(&self.link, &calls).await.map(Vec::into_iter);
         Ok(answers
             .into_iter()
             .map(|answer| match (answer, &mut explained) {

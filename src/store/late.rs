@@ -1,10 +1,10 @@
 //! Calls of claims that are over: what the caller is told, and the mark that they leave.
 
 use serde::Serialize;
-use sqlx::PgPool;
 
 use super::StoreError;
 use super::fences::Fences;
+use super::link::Link;
 use crate::domain::{Fence, Status};
 
 /// Why a call's fence matched nothing.
@@ -44,7 +44,7 @@ pub struct Lost {
 
 /// Explains some calls, each with whether it is a `complete`. In the order of the calls.
 pub(super) async fn explain(
-    pool: &PgPool,
+    link: &Link,
     calls: &[(&Fence, bool)],
 ) -> Result<Vec<Late>, StoreError> {
     if calls.is_empty() {
@@ -59,7 +59,7 @@ pub(super) async fn explain(
         &fences.epochs as &[Option<i64>],
         &completes,
     )
-    .fetch_all(pool)
+    .fetch_all(link)
     .await?;
     let mut answers: Vec<Late> = calls.iter().map(|_| Late::NotFound).collect();
     for row in rows {

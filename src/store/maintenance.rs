@@ -24,7 +24,7 @@ impl Store {
             self.times().lease.as_secs_f64(),
             self.times().gap().as_secs_f64(),
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?;
         let mut reaped = Reaped::default();
         for row in rows {
@@ -40,7 +40,7 @@ impl Store {
     /// Makes `limit` scheduled tasks whose time has come claimable. How many.
     pub async fn maintain_promote(&self, limit: i64) -> Result<u64, StoreError> {
         let done = sqlx::query_file!("src/store/sql/maintain_promote.sql", limit)
-            .execute(self.pool())
+            .execute(self.link())
             .await?;
         Ok(done.rows_affected())
     }
@@ -48,7 +48,7 @@ impl Store {
     /// Ends `limit` tasks that nobody claimed before they expired. How many.
     pub async fn maintain_expire(&self, limit: i64) -> Result<u64, StoreError> {
         let done = sqlx::query_file!("src/store/sql/maintain_expire.sql", limit)
-            .execute(self.pool())
+            .execute(self.link())
             .await?;
         Ok(done.rows_affected())
     }
@@ -56,7 +56,7 @@ impl Store {
     /// Forgets `limit` tasks that finished more than `days` ago. How many.
     pub async fn maintain_prune(&self, limit: i64, days: i32) -> Result<u64, StoreError> {
         let done = sqlx::query_file!("src/store/sql/maintain_prune.sql", limit, days)
-            .execute(self.pool())
+            .execute(self.link())
             .await?;
         Ok(done.rows_affected())
     }

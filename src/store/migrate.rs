@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::chain;
+use super::link::bare;
 
 mod files {
     refinery::embed_migrations!("migrations");
@@ -24,8 +25,11 @@ mod files {
 const ADVISORY_LOCK: i64 = 0x7461_736b_7769_7265;
 /// How long the whole may take: waiting for another replica's migration included.
 const DEADLINE: Duration = Duration::from_mins(5);
-/// How long a statement may wait for a table's lock before the file is tried again.
-const LOCK_TIMEOUT: &str = "3s";
+/// How a migration's session begins. `lock_timeout`: how long a statement may wait for a table's lock
+/// before the file is tried again. Not given at the connection's start: poolers refuse that.
+const SESSION: &str = "set lock_timeout = '3s'; set client_min_messages = warning";
+/// How long a session may take to answer while another one is in a transaction.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// How often a file that met a locked table is tried.
 const LOCK_TRIES_MAX: u32 = 20;
 
@@ -36,6 +40,8 @@ pub enum MigrateError {
     Connection(sqlx::Error),
     /// It is a standby: read-only, and unable to LISTEN.
     Standby,
+    /// It leads through a pooler that gives each transaction to another session.
+    Pooler,
     /// Another migration held the lock for too long.
     TookTooLong,
     /// The schema is of a newer release.
@@ -56,6 +62,11 @@ impl fmt::Display for MigrateError {
             Self::Standby => f.write_str(
                 "this Postgres is a standby, which is read-only and cannot LISTEN: \
                  point DATABASE_URL at the primary",
+            ),
+            Self::Pooler => f.write_str(
+                "this connection leads through a pooler in transaction mode, such as PgBouncer, where \
+                 neither LISTEN nor migrations work: set DATABASE_LISTEN_URL to the direct address of \
+                 Postgres (DATABASE_URL may stay as it is), or use pool_mode = session",
             ),
             Self::TookTooLong => write!(
                 f,
@@ -100,11 +111,10 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<Vec<String>, MigrateE
 }
 
 async fn run(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
-    let options = options
-        .clone()
-        .application_name("taskwire migrate")
-        .options([("lock_timeout", LOCK_TIMEOUT), ("client_min_messages", "warning")]);
+    let options = bare(options.clone()).application_name("taskwire migrate");
     let mut connection = options.connect().await?;
+    refuse_pooler(&mut connection, &options).await?;
+    connection.execute(SESSION).await?;
     let standby: bool = connection.fetch_one("select pg_is_in_recovery()").await?.try_get(0)?;
     if standby {
         return Err(MigrateError::Standby);
@@ -114,6 +124,26 @@ async fn run(options: &PgConnectOptions) -> Result<Vec<String>, MigrateError> {
     // The lock goes with the session, whatever happened.
     let _ = connection.close().await;
     result
+}
+
+/// A connection that is a session has a process of its own in Postgres, always the same one. A pooler
+/// in transaction mode gives the process of a connection that rests to the next transaction. (One that
+/// is busy may hide it by chance; then the listener's canary does not come back.)
+async fn refuse_pooler(
+    connection: &mut PgConnection,
+    options: &PgConnectOptions,
+) -> Result<(), MigrateError> {
+    const PROCESS: &str = "select pg_backend_pid()";
+    let process: i32 = connection.fetch_one(PROCESS).await?.try_get(0)?;
+    let mut other = options.connect().await?;
+    other.execute("begin").await?;
+    let others: i32 = other.fetch_one(PROCESS).await?.try_get(0)?;
+    // Through a pooler with a single connection this would wait for the other's end.
+    let again = tokio::time::timeout(PROBE_WAIT, connection.fetch_one(PROCESS)).await;
+    let again: Option<i32> = again.ok().transpose()?.map(|row| row.try_get(0)).transpose()?;
+    let _ = other.close().await;
+    let is_session = process != others && again == Some(process);
+    is_session.then_some(()).ok_or(MigrateError::Pooler)
 }
 
 /// Waits by asking: a session that waits inside Postgres holds a snapshot open for all that time.

@@ -4,12 +4,15 @@
 //! Outcomes, not booleans: losing a race is an everyday answer, not an error.
 
 mod claims;
+mod dangers;
 mod error;
 mod fences;
 mod finishes;
 mod group;
 mod heartbeats;
 mod late;
+mod link;
+mod listening;
 mod maintenance;
 pub mod migrate;
 mod nexts;
@@ -22,13 +25,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 
 pub use claims::{Cancelled, Claim, ClaimAsk, Claimed};
+pub use dangers::{Condition, Danger};
 pub use error::{StoreError, chain, report};
 pub use finishes::{Finish, FinishAsk, Finished, Verb};
 pub use heartbeats::{Heartbeat, HeartbeatAsk};
 pub use late::Lost;
+pub use listening::Listening;
 pub use maintenance::Reaped;
 pub use nexts::{Next, NextAsk};
 pub use pushes::{Cancellation, PushTask, Ready, Still};
@@ -37,17 +42,8 @@ pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};
 pub use workers::{Held, Registration, SeenWorker, Unregistered, WorkerState};
 
 use group::Group;
+use link::{Carriage, Link};
 
-/// Connections in the pool of a replica. Group commit needs few; the rest serve reads.
-const POOL_CONNECTIONS_MAX: u32 = 20;
-/// Connections that are kept open, so that a first burst does not wait for handshakes.
-const POOL_CONNECTIONS_MIN: u32 = 4;
-/// How long a request waits for a connection: within it an answer must leave (protocol E3).
-const POOL_WAIT: Duration = Duration::from_millis(900);
-/// A statement that runs longer is ended by Postgres.
-const STATEMENT_TIMEOUT: &str = "10s";
-/// A statement that waits longer for a lock, as behind an operator's open transaction, is ended.
-const LOCK_TIMEOUT: &str = "2s";
 /// A replica that was silent for so long is gone, and its streams with it.
 pub const REPLICA_SILENCE: Duration = Duration::from_secs(15);
 /// The one channel of all notifications; see migrations/V3.
@@ -78,7 +74,7 @@ impl Times {
 pub struct Store(Arc<Inner>);
 
 struct Inner {
-    pool: PgPool,
+    link: Link,
     listen: PgConnectOptions,
     times: Times,
     create: Group<tasks::CreateBatch>,
@@ -94,40 +90,34 @@ pub fn parse_url(url: &str) -> Result<PgConnectOptions, StoreError> {
 }
 
 impl Store {
-    /// Makes the pool; connects when first used.
+    /// Connects when first used. `pooled`: `database` leads through a pooler that may give each
+    /// transaction to another session; `listen` never does.
     #[must_use]
-    pub fn new(database: PgConnectOptions, listen: PgConnectOptions, times: Times) -> Self {
-        let options = database.application_name("taskwire").options([
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("lock_timeout", LOCK_TIMEOUT),
-            // Statements here are short; compiling one would take longer than running it.
-            ("jit", "off"),
-            // Nor are there rows enough to share: a plan with helpers waits until they have started.
-            ("max_parallel_workers_per_gather", "0"),
-            ("idle_in_transaction_session_timeout", STATEMENT_TIMEOUT),
-        ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(POOL_CONNECTIONS_MAX)
-            .min_connections(POOL_CONNECTIONS_MIN)
-            .acquire_timeout(POOL_WAIT)
-            .connect_lazy_with(options);
+    pub fn new(
+        database: PgConnectOptions,
+        listen: PgConnectOptions,
+        pooled: bool,
+        times: Times,
+    ) -> Self {
+        let carriage = if pooled { Carriage::Transactions } else { Carriage::Direct };
+        let link = Link::start(database, carriage);
         Self(Arc::new(Inner {
-            create: Group::start(tasks::CreateBatch { pool: pool.clone() }),
-            claim: Group::start(claims::ClaimBatch { pool: pool.clone(), lease: times.lease }),
+            create: Group::start(tasks::CreateBatch { link: link.clone() }),
+            claim: Group::start(claims::ClaimBatch { link: link.clone(), lease: times.lease }),
             heartbeat: Group::start(heartbeats::HeartbeatBatch {
-                pool: pool.clone(),
+                link: link.clone(),
                 lease: times.lease,
             }),
-            finish: Group::start(finishes::FinishBatch { pool: pool.clone() }),
-            open: Group::start(streams::OpenBatch { pool: pool.clone() }),
-            listen: listen.application_name("taskwire listener"),
-            pool,
+            finish: Group::start(finishes::FinishBatch { link: link.clone() }),
+            open: Group::start(streams::OpenBatch { link: link.clone() }),
+            listen: link::bare(listen).application_name("taskwire listener"),
+            link,
             times,
         }))
     }
 
-    fn pool(&self) -> &PgPool {
-        &self.0.pool
+    fn link(&self) -> &Link {
+        &self.0.link
     }
 
     /// How long claims and silence last.
@@ -136,49 +126,19 @@ impl Store {
         self.0.times
     }
 
-    /// A connection of its own that listens on the channel. It is to be thrown away on any trouble:
-    /// it could reconnect by itself, but then not every gap is visible from outside.
-    pub async fn listen(&self) -> Result<PgListener, StoreError> {
-        let own = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(self.0.listen.clone());
-        let mut listener = PgListener::connect_with(&own).await?;
-        listener.ignore_pool_close_event(true);
-        listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await?;
-        Ok(listener)
+    /// A connection of its own that listens on the channel.
+    pub async fn listen(&self) -> Result<Listening, StoreError> {
+        Listening::start(&self.0.listen, CHANNEL).await
     }
 
     /// Sends a canary through Postgres to whoever listens.
     pub async fn notify_canary(&self, payload: &str) -> Result<(), StoreError> {
-        sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(self.pool()).await?;
+        sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(self.link()).await?;
         Ok(())
-    }
-
-    /// Whether Postgres answers, whether it is a standby, and the version of its schema.
-    pub async fn ready(&self) -> Result<(bool, i32), StoreError> {
-        let row = sqlx::query_file!("src/store/sql/ready.sql").fetch_one(self.pool()).await?;
-        Ok((row.is_standby, row.schema_version))
-    }
-
-    /// Whether the insert trigger is there and on, as `worker_sse` logs at the start.
-    pub async fn trigger_is_on(&self) -> Result<bool, StoreError> {
-        let on = sqlx::query_scalar!(
-            r#"
-            -- trigger_is_on
-            select exists (select 1 from pg_trigger
-                            where tgrelid = 'tasks'::regclass and tgname = 'tasks_notify_inserted'
-                              and tgenabled in ('O', 'A')) as "on!"
-            "#
-        )
-        .fetch_one(self.pool())
-        .await?;
-        Ok(on)
     }
 
     /// Lets the connections go.
     pub async fn close(&self) {
-        self.pool().close().await;
+        self.link().close().await;
     }
 }

@@ -48,10 +48,10 @@ impl Store {
             ask.count * CANDIDATES_PER_TASK + CANDIDATES_SPARE,
             CLAIM_BYTES_MAX,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?;
         if let (true, Some(claim_id)) = (tasks.is_empty(), ask.claim_id) {
-            tasks = claimed_as(self.pool(), &ask.worker_id, claim_id, None).await?;
+            tasks = claimed_as(self.link(), &ask.worker_id, claim_id, None).await?;
             if tasks.is_empty() && self.claim_id_is_spent(&ask.worker_id, claim_id).await? {
                 return Ok(Next::Spent);
             }
@@ -69,7 +69,7 @@ impl Store {
             worker.as_str(),
             id
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok(spent)
     }

@@ -130,7 +130,7 @@ impl Store {
     pub async fn push_claimable(&self, ids: &[TaskId]) -> Result<Vec<PushTask>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file_as!(PushRow, "src/store/sql/push_claimable.sql", &ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         Ok(rows.into_iter().map(PushTask::from).collect())
     }
@@ -145,7 +145,7 @@ impl Store {
         let ids: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows =
             sqlx::query_file_as!(PushRow, "src/store/sql/push_backlog.sql", &ids as &[&str], limit)
-                .fetch_all(self.pool())
+                .fetch_all(self.link())
                 .await?;
         Ok(backlogs(workers.len(), rows))
     }
@@ -170,7 +170,7 @@ impl Store {
             &capabilities,
             limit
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?;
         Ok(backlogs(routings.len(), rows))
     }
@@ -183,7 +183,7 @@ impl Store {
             select pg_current_snapshot()::text as "snapshot!"
             "#
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok(snapshot)
     }
@@ -196,7 +196,7 @@ impl Store {
         limit: i64,
     ) -> Result<(Vec<Ready>, String), StoreError> {
         let rows = sqlx::query_file!("src/store/sql/push_ready_since.sql", snapshot, limit)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         let next = rows.first().map_or_else(|| snapshot.to_owned(), |row| row.snapshot.clone());
         let ready = rows
@@ -214,14 +214,14 @@ impl Store {
     ) -> Result<Vec<String>, StoreError> {
         let sql =
             sqlx::query_file_scalar!("src/store/sql/push_ready_codebases.sql", snapshot, limit);
-        Ok(sql.fetch_all(self.pool()).await?)
+        Ok(sql.fetch_all(self.link()).await?)
     }
 
     /// Which of some tasks can be claimed now, and by which announcement; and who claimed others.
     pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Still, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         let mut still = Still::default();
         for row in rows {
@@ -240,7 +240,7 @@ impl Store {
     ) -> Result<HashMap<String, (TaskId, Duration)>, StoreError> {
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows = sqlx::query_file!("src/store/sql/push_asked.sql", &workers as &[&str])
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         let ago = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(rows
@@ -259,7 +259,7 @@ impl Store {
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows =
             sqlx::query_file!("src/store/sql/push_cancelled.sql", &tasks, &workers as &[&str])
-                .fetch_all(self.pool())
+                .fetch_all(self.link())
                 .await?;
         Ok(rows
             .into_iter()

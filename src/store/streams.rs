@@ -1,9 +1,9 @@
 //! Presence: streams, and the replicas that vouch for them.
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::group::Batch;
+use super::link::Link;
 use super::{REPLICA_SILENCE, Store, StoreError};
 use crate::domain::{ConnectionId, ReplicaId, Routing, WorkerId};
 
@@ -50,7 +50,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (workers, connections) = columns(streams);
         sqlx::query_file!("src/store/sql/stream_close.sql", &workers as &[&str], &connections)
-            .execute(self.pool())
+            .execute(self.link())
             .await?;
         Ok(())
     }
@@ -59,7 +59,7 @@ impl Store {
     pub async fn stream_review(&self, workers: &[WorkerId]) -> Result<Vec<Review>, StoreError> {
         let ids: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let mut rows = sqlx::query_file!("src/store/sql/stream_review.sql", &ids as &[&str])
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         rows.sort_unstable_by_key(|row| row.n);
         Ok(rows
@@ -90,7 +90,7 @@ impl Store {
             &connections,
             replica.0
         )
-        .execute(self.pool())
+        .execute(self.link())
         .await?;
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Store {
             env!("CARGO_PKG_VERSION"),
             self.times().gap().as_secs_f64()
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok(row.is_new)
     }
@@ -120,7 +120,7 @@ impl Store {
             id.map(|id| id.0),
             REPLICA_SILENCE.as_secs_f64()
         )
-        .execute(self.pool())
+        .execute(self.link())
         .await?;
         Ok(done.rows_affected())
     }
@@ -135,7 +135,7 @@ const OPEN_OPS_MAX: usize = 64;
 
 /// Connects that share a statement.
 pub(super) struct OpenBatch {
-    pub(super) pool: PgPool,
+    pub(super) link: Link,
 }
 
 impl Batch for OpenBatch {
@@ -165,7 +165,7 @@ impl Batch for OpenBatch {
             &connections,
             replica.0,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.link)
         .await?;
         let answer = |n: usize| {
             // In one batch the worker's last connect is its newest stream.

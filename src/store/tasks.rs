@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::PgPool;
 
 use super::group::Batch;
+use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::task::MAX_ATTEMPTS_DEFAULT;
 use crate::domain::{NewTask, Status, Task, TaskId};
@@ -122,7 +122,7 @@ impl Store {
     pub async fn task_create_all(&self, tasks: Vec<NewTask>) -> Result<Vec<TaskId>, StoreError> {
         let asks: Vec<_> = tasks.into_iter().map(|task| CreateAsk { task, key: None }).collect();
         let ids: Vec<_> = asks.iter().map(|_| TaskId::generate()).collect();
-        let made = insert(self.pool(), &asks, &ids).await?;
+        let made = insert(self.link(), &asks, &ids).await?;
         debug_assert_eq!(made.len(), ids.len(), "no key, so no conflict");
         Ok(ids)
     }
@@ -130,14 +130,14 @@ impl Store {
     /// One task, whole.
     pub async fn task_get(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
         Ok(sqlx::query_file_as!(Task, "src/store/sql/task_get.sql", id.0)
-            .fetch_optional(self.pool())
+            .fetch_optional(self.link())
             .await?)
     }
 
     /// The newest `limit` claims of a task, newest first.
     pub async fn task_attempts(&self, id: TaskId, limit: i64) -> Result<Vec<Attempt>, StoreError> {
         Ok(sqlx::query_file_as!(Attempt, "src/store/sql/task_attempts.sql", id.0, limit)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?)
     }
 
@@ -145,7 +145,7 @@ impl Store {
     pub async fn task_watch(&self, ids: &[TaskId]) -> Result<Vec<TaskView>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         Ok(sqlx::query_file_as!(TaskView, "src/store/sql/task_watch.sql", &ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?)
     }
 
@@ -163,14 +163,14 @@ impl Store {
             filter.after.map(|(_, id)| id.0),
             filter.limit,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?)
     }
 }
 
 /// Creates that share a statement.
 pub(super) struct CreateBatch {
-    pub(super) pool: PgPool,
+    pub(super) link: Link,
 }
 
 impl Batch for CreateBatch {
@@ -184,7 +184,7 @@ impl Batch for CreateBatch {
     async fn run(&self, ops: &[CreateAsk]) -> Result<Vec<Result<Create, StoreError>>, StoreError> {
         let ids: Vec<_> = ops.iter().map(|_| TaskId::generate()).collect();
         let mut made: HashMap<TaskId, Task> =
-            insert(&self.pool, ops, &ids).await?.into_iter().map(|task| (task.id, task)).collect();
+            insert(&self.link, ops, &ids).await?.into_iter().map(|task| (task.id, task)).collect();
 
         // Every row that is not there had its key taken, by an earlier statement or by a neighbour.
         let keys: Vec<String> = ops
@@ -221,7 +221,7 @@ impl CreateBatch {
             return Ok(HashMap::new());
         }
         let rows =
-            sqlx::query_file!("src/store/sql/task_by_key.sql", keys).fetch_all(&self.pool).await?;
+            sqlx::query_file!("src/store/sql/task_by_key.sql", keys).fetch_all(&self.link).await?;
         Ok(rows
             .into_iter()
             .map(|row| (row.idempotency_key, (row.idempotency_hash, row.id)))
@@ -229,11 +229,7 @@ impl CreateBatch {
     }
 }
 
-async fn insert(
-    pool: &PgPool,
-    asks: &[CreateAsk],
-    ids: &[TaskId],
-) -> Result<Vec<Task>, StoreError> {
+async fn insert(link: &Link, asks: &[CreateAsk], ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
     fn column<'a, T>(asks: &'a [CreateAsk], of: impl Fn(&'a NewTask) -> T) -> Vec<T> {
         asks.iter().map(|ask| of(&ask.task)).collect()
     }
@@ -276,6 +272,6 @@ async fn insert(
         &keys as &[Option<&str>],
         &hashes as &[Option<&[u8]>],
     )
-    .fetch_all(pool)
+    .fetch_all(link)
     .await?)
 }

@@ -97,7 +97,7 @@ impl Store {
             registration.hostname.as_deref(),
             registration.metadata.as_ref(),
         )
-        .fetch_one(self.pool())
+        .fetch_one(self.link())
         .await?;
         Ok((row.id, row.name))
     }
@@ -116,14 +116,14 @@ impl Store {
             REPLICA_SILENCE.as_secs_f64(),
             connected_only,
         )
-        .fetch_all(self.pool())
+        .fetch_all(self.link())
         .await?)
     }
 
     /// What a worker holds now, at most 1,000 tasks.
     pub async fn worker_running(&self, id: &WorkerId) -> Result<Vec<Held>, StoreError> {
         Ok(sqlx::query_file_as!(Held, "src/store/sql/worker_running.sql", id.as_str())
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?)
     }
 
@@ -135,7 +135,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let done =
             sqlx::query_file!("src/store/sql/worker_set_codebases.sql", id.as_str(), codebases)
-                .execute(self.pool())
+                .execute(self.link())
                 .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -154,7 +154,7 @@ impl Store {
             &tasks as &[Option<Uuid>],
             &asked_ago as &[Option<f64>],
         )
-        .execute(self.pool())
+        .execute(self.link())
         .await?;
         Ok(done.rows_affected())
     }
@@ -163,7 +163,7 @@ impl Store {
     pub async fn worker_holding(&self, ids: &[WorkerId]) -> Result<HashSet<String>, StoreError> {
         let ids: Vec<_> = ids.iter().map(WorkerId::as_str).collect();
         let rows = sqlx::query_file_scalar!("src/store/sql/worker_holding.sql", &ids as &[&str])
-            .fetch_all(self.pool())
+            .fetch_all(self.link())
             .await?;
         Ok(rows.into_iter().collect())
     }
@@ -171,7 +171,7 @@ impl Store {
     /// A worker's farewell: its claims go back, its stream ends.
     pub async fn worker_unregister(&self, id: &WorkerId) -> Result<Unregistered, StoreError> {
         let row = sqlx::query_file!("src/store/sql/worker_unregister.sql", id.as_str())
-            .fetch_one(self.pool())
+            .fetch_one(self.link())
             .await?;
         Ok(if row.gone == 0 { Unregistered::NotFound } else { Unregistered::Gone(row.released) })
     }

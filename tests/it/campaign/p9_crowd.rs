@@ -45,7 +45,7 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
     let idle = Cost::of(&replica);
     let watched = Duration::from_secs(5);
     sleep(watched).await;
-    let idle_cpu = Cost::of(&replica).cpu - idle.cpu;
+    let idle_cpu = Cost::of(&replica).cpu.saturating_sub(idle.cpu);
     let alone = crowd.beats(&replica, 0, beats).await;
 
     crowd.join(&replica, "stuck", stuck, Kind::Stuck).await;
@@ -80,9 +80,9 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
         "{healthy} streams joined in {joined:.1?}; {each:.1} KiB of memory each; idle, all together \
          {:.1} % of a core; a task reached them in p50 {p50:.1?}, p99 {p99:.1?}; beside {stuck} stuck and \
          {vanished} vanished clients in p50 {p50_beside:.1?}, p99 {p99_beside:.1?}; those were gone after \
-         {gone:.1?}; memory at the end {:.0} MiB; notification queue {queue} %",
+         {gone:.1?}; memory at the end {} MiB; notification queue {queue} %",
         idle_cpu.as_secs_f64() / watched.as_secs_f64() * 100.0,
-        after.rss_kib as f64 / 1024.0,
+        after.rss_kib / 1024,
     ));
     assert!(gone < GIVEN_UP_WITHIN, "{gone:?}");
     assert!(each < 64.0, "{each} KiB a stream");
@@ -169,7 +169,7 @@ impl Crowd {
                     Kind::Reader => read(socket, heard).await,
                     Kind::Stuck => {
                         let _socket = socket;
-                        std::future::pending().await
+                        std::future::pending::<()>().await;
                     }
                 }
             });

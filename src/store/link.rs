@@ -1,0 +1,401 @@
+//! The link to Postgres: a small pool of connections, and what tells a slow Postgres from a link
+//! that is dead but does not say so.
+//!
+//! A pool of our own, and not the driver's: that one has no deadline where a link that went silent
+//! needs one (the ping of a connection that is handed back keeps its place in the pool until TCP gives
+//! up, a quarter of an hour later), it pings twice for each statement, and a caller that stops waiting
+//! takes the half-made connection with it, so that over a slow link there is never a first one.
+
+mod pulse;
+mod session;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
+use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Connection, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+pub(super) use session::{Carriage, bare};
+
+/// Connections of a replica, at most. Group commit needs few; the rest serve reads.
+const CONNECTIONS_MAX: usize = 20;
+/// How long a request waits for a connection: within it an answer must leave (protocol E3).
+const ACQUIRE_WAIT: Duration = Duration::from_millis(900);
+/// How long a connection may take to be made. More than a caller waits: what it began is finished for
+/// the next one, and so a link of half a second for each round trip has connections, too.
+const CONNECT_WAIT: Duration = Duration::from_secs(4);
+/// Waits before a refused connection is tried again.
+const REFUSED_RETRY: Duration = Duration::from_millis(50);
+/// A connection that was idle for longer is asked whether it still is one.
+const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
+/// How long it has to answer. More than the slowest link that is promised to work.
+const PING_WAIT: Duration = Duration::from_millis(700);
+/// How long a statement may take: a little longer than Postgres' own limit for it.
+const STATEMENT_WAIT: Duration = Duration::from_secs(12);
+/// A connection is replaced after this long, busy or not.
+const LIFETIME: Duration = Duration::from_mins(30);
+/// How long a goodbye may take.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+type Done = Either<PgQueryResult, PgRow>;
+
+/// The connections. Cheap to clone; statements run on a reference to it.
+#[derive(Clone)]
+pub(super) struct Link(Arc<Shared>);
+
+struct Shared {
+    options: PgConnectOptions,
+    carriage: Carriage,
+    /// The one that was used last stands last and is used next: what is warm stays warm.
+    idle: Mutex<Vec<Idle>>,
+    /// A place for each connection that is in use or being made.
+    places: Arc<Semaphore>,
+    /// When an answer of Postgres was last heard.
+    heard: Mutex<Instant>,
+    /// Counts how often the link was found to be dead. Whoever waits for an answer gives up then.
+    silences: watch::Sender<u64>,
+    /// Connections of an older generation are not used again.
+    generation: AtomicU64,
+}
+
+/// A connection that nobody uses.
+struct Idle {
+    connection: PgConnection,
+    age: Age,
+    /// When it last answered.
+    heard: Instant,
+}
+
+/// What decides how long a connection is kept.
+#[derive(Clone, Copy)]
+struct Age {
+    made: Instant,
+    /// When somebody last wanted it.
+    used: Instant,
+    generation: u64,
+}
+
+/// What is to become of a connection that is given back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Its last statement was answered to the end.
+    Clean,
+    /// It may be in the midst of a statement, as when a caller hung up.
+    InUse,
+    /// It is of no use any more.
+    Broken,
+}
+
+/// A connection in use. It goes back when dropped, at whatever moment that is.
+struct Held {
+    link: Link,
+    connection: Option<PgConnection>,
+    age: Age,
+    state: State,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Link {
+    /// Makes connections when they are needed. Must be called in a runtime.
+    pub(super) fn start(options: PgConnectOptions, carriage: Carriage) -> Self {
+        let link = Self(Arc::new(Shared {
+            options: bare(options).application_name("taskwire"),
+            carriage,
+            idle: Mutex::default(),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            heard: Mutex::new(Instant::now()),
+            silences: watch::Sender::new(0),
+            generation: AtomicU64::new(0),
+        }));
+        tokio::spawn(pulse::run(Arc::downgrade(&link.0)));
+        link
+    }
+
+    /// Uses no connection again that was made before: they may have old settings, or lead to a server
+    /// that is not the primary any more.
+    pub(super) fn renew(&self) {
+        self.0.generation.fetch_add(1, Ordering::Relaxed);
+        // Dropped after the lock is free.
+        let _old = std::mem::take(&mut *self.0.idle());
+    }
+
+    /// Says goodbye on the idle connections.
+    pub(super) async fn close(&self) {
+        let idle = std::mem::take(&mut *self.0.idle());
+        let goodbyes = idle.into_iter().map(|idle| timeout(CLOSE_WAIT, idle.connection.close()));
+        futures_util::future::join_all(goodbyes).await;
+    }
+
+    /// A connection that answers, within [`ACQUIRE_WAIT`].
+    async fn acquire(&self) -> Result<Held, Error> {
+        let deadline = Instant::now() + ACQUIRE_WAIT;
+        let place = timeout_at(deadline, Arc::clone(&self.0.places).acquire_owned())
+            .await
+            .map_err(|_| Error::PoolTimedOut)?
+            .map_err(|_| Error::PoolClosed)?;
+        let mut place = Some(place);
+        while let Some(idle) = self.0.pop() {
+            let rested = idle.heard.elapsed() > PING_AFTER_IDLE;
+            let mut held = Held {
+                link: self.clone(),
+                connection: Some(idle.connection),
+                age: idle.age,
+                state: State::InUse,
+                place: place.take(),
+            };
+            if !rested || held.answers(PING_WAIT).await {
+                held.age.used = Instant::now();
+                return Ok(held);
+            }
+            held.state = State::Broken;
+            place = held.place.take();
+        }
+        let (give, given) = oneshot::channel();
+        tokio::spawn(self.clone().connect(deadline, place, give));
+        timeout_at(deadline, given)
+            .await
+            .map_err(|_| Error::PoolTimedOut)?
+            .map_err(|_| Error::PoolClosed)?
+    }
+
+    /// Makes a connection in a task of its own, so that it is finished also when its caller has given
+    /// up: then it is put by for the next one.
+    async fn connect(
+        self,
+        deadline: Instant,
+        place: Option<OwnedSemaphorePermit>,
+        give: oneshot::Sender<Result<Held, Error>>,
+    ) {
+        let generation = self.0.generation.load(Ordering::Relaxed);
+        let made = timeout(CONNECT_WAIT, async {
+            loop {
+                match session::connect(&self.0.options, self.0.carriage).await {
+                    Err(error) if is_starting(&error) && Instant::now() < deadline => {
+                        tokio::time::sleep(REFUSED_RETRY).await;
+                    }
+                    done => return done,
+                }
+            }
+        })
+        .await
+        .unwrap_or(Err(Error::PoolTimedOut));
+        let held = made.map(|connection| {
+            self.0.hear();
+            let now = Instant::now();
+            let age = Age { made: now, used: now, generation };
+            let (link, connection) = (self.clone(), Some(connection));
+            Held { link, connection, age, state: State::Clean, place }
+        });
+        // Nobody there any more: it is dropped, and goes to the idle ones.
+        let _ = give.send(held);
+    }
+
+    /// Runs one statement to its end. What it gives is collected: the connection is free for others
+    /// before the rows are looked at.
+    async fn run<'q, E: Execute<'q, Postgres> + 'q>(&self, query: E) -> Result<Vec<Done>, Error> {
+        let mut held = self.acquire().await?;
+        held.state = State::InUse;
+        let Some(connection) = held.connection.as_mut() else {
+            return Err(Error::WorkerCrashed);
+        };
+        let done = match self.0.carriage {
+            Carriage::Direct => {
+                self.answered(connection.fetch_many(query).try_collect::<Vec<_>>()).await
+            }
+            Carriage::Transactions => {
+                self.answered(session::in_transaction(connection, query)).await
+            }
+        };
+        held.state = match &done {
+            Ok(_) => State::Clean,
+            Err(error) if is_fatal(error) => State::Broken,
+            Err(_) => State::InUse,
+        };
+        done
+    }
+
+    /// Waits for an answer of Postgres, but not on a link that is dead.
+    async fn answered<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut silences = self.0.silences.subscribe();
+        let answer = timeout(STATEMENT_WAIT, answer);
+        tokio::select! {
+            biased;
+            done = answer => {
+                let done = done.unwrap_or_else(|_| Err(silent()));
+                if matches!(&done, Ok(_) | Err(Error::Database(_))) {
+                    self.0.hear();
+                }
+                done
+            }
+            _ = silences.changed() => Err(silent()),
+        }
+    }
+}
+
+/// The error of a link on which nothing comes back.
+fn silent() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the link to Postgres is silent"))
+}
+
+/// Whether the connection cannot be used after this error: it is gone, or not to the primary.
+fn is_fatal(error: &Error) -> bool {
+    match error {
+        Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code.starts_with("57P") || ["25006", "25P02"].contains(&&*code)),
+        Error::RowNotFound | Error::Decode(_) | Error::Encode(_) | Error::ColumnDecode { .. } => {
+            false
+        }
+        _ => true,
+    }
+}
+
+/// Whether nobody listens yet, or someone who says that he is starting.
+fn is_starting(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        Error::Database(error) => error.code().is_some_and(|code| code == "57P03"),
+        _ => false,
+    }
+}
+
+impl Shared {
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop(&self) -> Option<Idle> {
+        self.idle().pop()
+    }
+
+    /// Notes that Postgres was heard.
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn heard(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// Whether it answers at all.
+    async fn answers(&mut self, wait: Duration) -> bool {
+        let Some(connection) = self.connection.as_mut() else {
+            return false;
+        };
+        matches!(timeout(wait, self.link.answered(connection.ping())).await, Ok(Ok(())))
+    }
+
+    /// Puts it by again if it answers.
+    async fn check(mut self, wait: Duration) {
+        let answers = self.answers(wait).await;
+        self.state = if answers { State::Clean } else { State::Broken };
+    }
+
+    /// Waits for the end of what somebody has begun on it and not waited for.
+    async fn settle(mut self) {
+        let carriage = self.link.0.carriage;
+        let settled = match self.connection.as_mut() {
+            Some(connection) if carriage == Carriage::Transactions => {
+                self.link.answered(session::end_transaction(connection)).await.is_ok()
+            }
+            _ => self.answers(STATEMENT_WAIT).await,
+        };
+        self.state = if settled { State::Clean } else { State::Broken };
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let is_old = self.age.generation != self.link.0.generation.load(Ordering::Relaxed);
+        if self.state == State::Broken || is_old || self.age.made.elapsed() > LIFETIME {
+            // Just dropped: its socket is closed at once. A goodbye could wait for a dead link.
+            return;
+        }
+        if self.state == State::Clean {
+            let mut idle = self.link.0.idle();
+            let at = idle.partition_point(|other| other.age.used <= self.age.used);
+            idle.insert(at, Idle { connection, age: self.age, heard: Instant::now() });
+            return;
+        }
+        // Somebody hung up in the midst of a statement, or it failed. It keeps its place until it has
+        // ended.
+        let held = Self {
+            link: self.link.clone(),
+            connection: Some(connection),
+            age: self.age,
+            state: State::Broken,
+            place: self.place.take(),
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(held.settle());
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Link")
+    }
+}
+
+impl<'c> Executor<'c> for &'c Link {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Done, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let done = self.run(query).map_ok(|done| stream::iter(done.into_iter().map(Ok)));
+        done.try_flatten_stream().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let done = self.run(query);
+        done.map_ok(|done| done.into_iter().find_map(Either::right)).boxed()
+    }
+
+    fn prepare_with<'e>(
+        self,
+        _sql: SqlStr,
+        _parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        // A prepared statement belongs to a connection, and nobody knows which one comes next.
+        futures_util::future::ready(Err(unsupported())).boxed()
+    }
+
+    fn describe<'e>(self, _sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
+    where
+        'c: 'e,
+    {
+        futures_util::future::ready(Err(unsupported())).boxed()
+    }
+}
+
+fn unsupported() -> Error {
+    Error::Protocol("the link only runs statements".to_owned())
+}
