@@ -87,7 +87,6 @@ async fn f41_streams_that_come_back_at_once_share_their_backlog_and_leave_postgr
         took[50],
         took[99]
     );
-    eprintln!("{l}");
     assert!(reads <= rounds_max, "{reads} statements for {} streams", streams());
 
     // After a loss all of them are looked at again, together.
