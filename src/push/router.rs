@@ -10,7 +10,7 @@ use super::inbox::{Hints, Inbox};
 use super::stream::{Announcement, Refill, Stream};
 use crate::domain::{ReplicaId, Routing, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
-use crate::store::{Ready, Store, StoreError, report};
+use crate::store::{PushTask, Ready, Store, StoreError, report};
 
 /// Tasks that one statement looks up.
 const LOOKUP_TASKS_MAX: usize = 200;
@@ -18,6 +18,10 @@ const LOOKUP_TASKS_MAX: usize = 200;
 const REFILL_STREAMS_MAX: usize = 500;
 /// Backlogs that one statement reads: of so many workers, or ways to be routed.
 const BACKLOGS_MAX: usize = 8;
+/// Windows that a shared backlog would fill: some of it may be for certain workers alone.
+const SHARED_WINDOWS: usize = 2;
+/// Streams of one round that read a backlog of their own; more wait for the next round.
+const ALONE_MAX: usize = 32;
 /// Statements that read backlogs at the same time: a storm of reconnects leaves Postgres to claims.
 const REFILLS_IN_FLIGHT: usize = 2;
 /// Wait after Postgres did not answer.
@@ -140,9 +144,8 @@ impl Router {
         self.review(streams).await?;
         let mut by_routing: HashMap<_, Vec<_>> = HashMap::new();
         for (stream, _) in streams {
-            let Routing { name, codebases, capabilities, .. } = stream.routing();
-            let begun = stream.refill_begin();
-            by_routing.entry((name, codebases, capabilities)).or_default().push((stream, begun));
+            let Routing { codebases, capabilities, .. } = stream.routing();
+            by_routing.entry((codebases, capabilities)).or_default().push(stream);
         }
         // Who is routed like nobody else here has nothing to share.
         let (mut alone, mut alike) = (Vec::new(), Vec::new());
@@ -152,6 +155,11 @@ impl Router {
         for groups in alike.chunks(BACKLOGS_MAX) {
             alone.extend(self.refill_alike(groups).await?);
         }
+        // The other lane takes its share of many.
+        let own = alone.split_off(alone.len().min(ALONE_MAX));
+        for stream in own {
+            self.hub.refill_one(stream.connection_id);
+        }
         for streams in alone.chunks(BACKLOGS_MAX) {
             self.refill_each(streams).await?;
         }
@@ -159,51 +167,49 @@ impl Router {
     }
 
     /// Reads one backlog for all streams of a group, which are routed alike, and makes its frames once.
-    /// Gives back those that are to read their own: what is for certain other workers took the place
+    /// Gives back those that are to read their own: what is for others of the group alone took the place
     /// of what is for them.
     async fn refill_alike<'a>(
         &self,
-        groups: &[Vec<(&'a Arc<Stream>, Refill)>],
-    ) -> Result<Vec<(&'a Arc<Stream>, Refill)>, StoreError> {
-        let routings: Vec<_> = groups.iter().map(|group| group[0].0.routing()).collect();
-        let routings: Vec<_> = routings.iter().collect();
+        groups: &[Vec<&'a Arc<Stream>>],
+    ) -> Result<Vec<&'a Arc<Stream>>, StoreError> {
+        let begun: Vec<Vec<_>> = groups
+            .iter()
+            .map(|group| group.iter().map(|stream| stream.refill_begin()).collect())
+            .collect();
+        let routings: Vec<_> = groups.iter().map(|group| group[0].routing()).collect();
         self.hub.count_backlog_read();
-        let backlogs = self.store.push_backlog_shared(&routings, self.limit()).await?;
+        let most = self.window_size * SHARED_WINDOWS;
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let backlogs = self.store.push_backlog_shared(&routings, limit).await?;
         let mut crowded_out = Vec::new();
-        for (group, backlog) in groups.iter().zip(backlogs) {
-            let is_all = backlog.len() < self.window_size;
-            let backlog: Vec<_> =
-                backlog.into_iter().map(|push| Arc::new(Announcement::new(push))).collect();
-            for (stream, begun) in group {
-                let own: Vec<_> = backlog
-                    .iter()
-                    .filter(|task| task.is_for_any_but_others(&stream.worker_id))
-                    .cloned()
-                    .collect();
-                if is_all || own.len() == backlog.len() {
-                    self.refill(stream, *begun, &own, is_all);
+        for ((group, begun), backlog) in groups.iter().zip(begun).zip(backlogs) {
+            let is_all = backlog.len() < most;
+            let backlog = announcements(backlog);
+            for (stream, begun) in group.iter().zip(begun) {
+                if is_all || stream.matching(&backlog) >= self.window_size {
+                    self.refill(stream, begun, &backlog, is_all);
                 } else {
-                    crowded_out.push((*stream, *begun));
+                    crowded_out.push(*stream);
                 }
             }
         }
         Ok(crowded_out)
     }
 
-    async fn refill_each(&self, streams: &[(&Arc<Stream>, Refill)]) -> Result<(), StoreError> {
-        let workers: Vec<_> = streams.iter().map(|(stream, _)| stream.worker_id.clone()).collect();
+    async fn refill_each(&self, streams: &[&Arc<Stream>]) -> Result<(), StoreError> {
+        let workers: Vec<_> = streams.iter().map(|stream| stream.worker_id.clone()).collect();
+        let begun: Vec<_> = streams.iter().map(|stream| stream.refill_begin()).collect();
         self.hub.count_backlog_read();
         let backlogs = self.store.push_backlog(&workers, self.limit()).await?;
-        for ((stream, begun), backlog) in streams.iter().zip(backlogs) {
+        for ((stream, begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
             let is_all = backlog.len() < self.window_size;
-            let backlog: Vec<_> =
-                backlog.into_iter().map(|push| Arc::new(Announcement::new(push))).collect();
-            self.refill(stream, *begun, &backlog, is_all);
+            self.refill(stream, begun, &announcements(backlog), is_all);
         }
         Ok(())
     }
 
-    fn refill(&self, stream: &Stream, begun: Refill, backlog: &[Arc<Announcement>], is_all: bool) {
+    fn refill(&self, stream: &Stream, begun: Refill, backlog: &[Announcement], is_all: bool) {
         let (told, again) = stream.refill(begun, backlog, is_all);
         self.hub.count_announcements(told);
         if again {
@@ -256,6 +262,10 @@ impl Router {
         );
         self.hub.end(stream, why);
     }
+}
+
+fn announcements(backlog: Vec<PushTask>) -> Vec<Announcement> {
+    backlog.into_iter().map(Announcement::new).collect()
 }
 
 /// What was looked up of late. Only spares work: to forget is harmless.

@@ -1,7 +1,7 @@
 //! One open stream: what its worker was told of, and what waits for it in Postgres.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,11 +35,6 @@ impl Announcement {
     #[must_use]
     pub fn ready(&self) -> Ready {
         Ready { id: self.push.task.id, xid: self.push.ready_xid }
-    }
-
-    /// Whether it is not for certain others alone.
-    pub(super) fn is_for_any_but_others(&self, worker: &WorkerId) -> bool {
-        self.push.task.target_worker_id.as_deref().is_none_or(|id| id == worker.as_str())
     }
 
     fn priority(&self) -> i32 {
@@ -241,6 +236,12 @@ impl Stream {
         None
     }
 
+    /// How much of a backlog that was read for several is for its worker.
+    pub(super) fn matching(&self, backlog: &[Announcement]) -> usize {
+        let state = self.state();
+        backlog.iter().filter(|task| state.routing.matches(task.push.task.routing())).count()
+    }
+
     /// To be called before the backlog is read from Postgres.
     pub(super) fn refill_begin(&self) -> Refill {
         let mut state = self.state();
@@ -253,7 +254,7 @@ impl Stream {
     pub(super) fn refill(
         &self,
         before: Refill,
-        backlog: &[Arc<Announcement>],
+        backlog: &[Announcement],
         is_all: bool,
     ) -> (usize, bool) {
         let now = Instant::now();
@@ -267,7 +268,7 @@ impl Stream {
         let waiting = &mut state.waiting;
         let held_live = waiting.held_back > before.0 + (held + count(Offer::SocketIsBusy)) as u64;
         if !is_all {
-            waiting.hold(backlog.last().map(|task| task.priority()));
+            waiting.hold(backlog.last().map(Announcement::priority));
         }
         if waiting.held_back == before.0 {
             waiting.settled = before.0;

@@ -150,14 +150,13 @@ impl Store {
         Ok(backlogs(workers.len(), rows))
     }
 
-    /// The best `limit` tasks that workers could claim now that are routed in some ways, best first,
-    /// those for a certain one of them included. In the order of the ways.
+    /// The best `limit` tasks that workers could claim now that are routed in some ways, whatever their
+    /// ids and names, best first. In the order of the ways.
     pub async fn push_backlog_shared(
         &self,
-        routings: &[&Routing],
+        routings: &[Routing],
         limit: i64,
     ) -> Result<Vec<Vec<PushTask>>, StoreError> {
-        let names: Vec<_> = routings.iter().map(|routing| routing.name.as_str()).collect();
         let codebases: Vec<_> =
             routings.iter().map(|routing| routing.codebases.join(",")).collect();
         let capabilities: Vec<_> =
@@ -165,7 +164,6 @@ impl Store {
         let rows = sqlx::query_file_as!(
             PushRow,
             "src/store/sql/push_backlog_shared.sql",
-            &names as &[&str],
             &codebases,
             &capabilities,
             limit

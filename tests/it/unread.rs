@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::support::raw::connect;
-use crate::support::{PATIENCE, Replica, TestDb, eventually};
+use crate::support::{PATIENCE, Replica, TestDb};
 
 /// What a worker may not have read, with what is more important than all that is held back (push/unread.rs).
 const UNREAD_BYTES_MAX: usize = 48 * 1024;
@@ -108,12 +108,6 @@ async fn a_busy_worker_is_not_swamped(calls_elsewhere: bool) {
     // More important than all that is held back: it is told of.
     let urgent = own.create(json!({"title": "urgent", "priority": 9})).await;
     let best = own.create(json!({"title": "best", "priority": 5})).await;
-    eventually("the urgent task is announced", async || {
-        let metrics = own.get("/metrics").await.text;
-        metrics.contains("taskwire_announcements_total").then_some(())
-    })
-    .await;
-
     let bytes = stream.drain().await;
     let told = stream.announced();
     eprintln!("{bytes} bytes on the way, {} announcements, of 20,000", told.len());

@@ -1,8 +1,8 @@
 -- push_backlog_shared
--- The best $4 claimable tasks for each of some ways to be routed, best first, as push_backlog gives them to
+-- The best $3 claimable tasks for each of some ways to be routed, best first, as push_backlog gives them to
 -- one worker: many streams that are routed alike read one backlog. Codebases and capabilities are lists with
--- commas. What is for one worker alone is among them, whoever it is for: each stream takes out what is not
--- for its own.
+-- commas. What is for one worker or name alone is among them, whoever it is for: each stream takes out what
+-- is not for its own.
 --
 -- Two veils keep the planner from sorting whole codebases: `limit (select …)` hides how much is wanted, and `case`
 -- hides the predicate, which would look as if next to nothing passed it (and offers an `or` for a bitmap).
@@ -15,8 +15,9 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",
        t.created_at as "created_at!", t.run_at as "run_at!", t.expires_at, l.is_large as "is_large!",
        t.ready_xid as "ready_xid!"
-  from (select r.n, r.name, string_to_array(r.codebases, ',') as codebases, string_to_array(r.capabilities, ',') as capabilities
-          from unnest($1::text[], $2::text[], $3::text[]) with ordinality as r (name, codebases, capabilities, n)) as a
+  from (select r.n, string_to_array(r.codebases, ',') as codebases, string_to_array(r.capabilities, ',') as capabilities
+          from unnest($1::text[], $2::text[]) with ordinality as r (codebases, capabilities, n)
+        offset 0) as a
  cross join lateral (
         select best.*
           from (select distinct codebase_id
@@ -28,13 +29,13 @@ select a.n as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as
                    and tasks.due
                    and tasks.codebase_id = own.codebase_id
                    and (tasks.expires_at is null or tasks.expires_at > now())
-                   and case when task_is_for(tasks.codebase_id, tasks.required_capabilities, null,
-                                             tasks.target_agent_name, null, a.name, a.codebases, a.capabilities)
+                   and case when task_is_for(tasks.codebase_id, tasks.required_capabilities, null, null,
+                                             null, null, a.codebases, a.capabilities)
                             then true end
                  order by tasks.priority desc, tasks.created_at, tasks.id
-                 limit (select $4::bigint)) as best
+                 limit (select $3::bigint)) as best
          order by best.priority desc, best.created_at, best.id
-         limit (select $4::bigint)) as t
+         limit (select $3::bigint)) as t
   left join heartbeats h on h.task_id = t.id
  cross join lateral (
         -- After the limits: jsonb is stored packed, so its text has to be made to be measured.
