@@ -1,7 +1,7 @@
 //! Workers that do what the README asks of a worker: they reconnect, claim with a `claim_id`,
 //! complete with the epoch, and repeat a call until it is answered. And what they saw.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -41,6 +41,8 @@ pub struct Crew {
     pub tally: Tally,
     /// Who was given which claim.
     claims: Mutex<HashMap<(String, i64), String>>,
+    /// Why calls had to be repeated, and how often.
+    unanswered: Mutex<BTreeMap<String, usize>>,
     /// Acknowledged creations.
     created: Mutex<Vec<String>>,
     violations: Mutex<Vec<String>>,
@@ -87,6 +89,7 @@ impl Crew {
             is_closing: AtomicBool::new(false),
             tally: Tally::default(),
             claims: Mutex::default(),
+            unanswered: Mutex::default(),
             created: Mutex::default(),
             violations: Mutex::default(),
         })
@@ -105,14 +108,19 @@ impl Crew {
                 request = request.header("Idempotency-Key", key);
             }
             let answer = async {
-                let response = request.send().await.ok()?;
+                let response = request.send().await?;
                 let (status, headers) = (response.status().as_u16(), response.headers().clone());
-                Some(Answer { status, headers, text: response.text().await.ok()? })
+                Ok(Answer { status, headers, text: response.text().await? })
             };
-            match answer.await {
-                Some(answer) if ![408, 502, 503, 504].contains(&answer.status) => return answer,
-                _ => self.tally.repeated_calls.fetch_add(1, Relaxed),
+            let answer: reqwest::Result<_> = answer.await;
+            let why = match answer {
+                Ok(answer) if ![408, 502, 503, 504].contains(&answer.status) => return answer,
+                Ok(answer) => format!("{} {}", answer.status, answer.problem()),
+                Err(error) if error.is_timeout() => "no answer in time".to_owned(),
+                Err(_) => "cut".to_owned(),
             };
+            *self.unanswered.lock().unwrap().entry(why).or_default() += 1;
+            self.tally.repeated_calls.fetch_add(1, Relaxed);
             tokio::time::sleep(CALL_PAUSE).await;
         }
     }
@@ -248,8 +256,15 @@ impl Crew {
     pub async fn prove(&self, db: &TestDb) {
         let created = self.created.lock().unwrap().len();
         let undone = "select count(*) from tasks where title = 'work' and finished_at is null";
-        eventually("every task is done", async || (db.value(undone).await == "0").then_some(()))
+        let mut left = db.value(undone).await;
+        while left != "0" {
+            // However many are left: as long as they become fewer, all is well.
+            left = eventually("more of the tasks are done", async || {
+                let now = db.value(undone).await;
+                (now != left).then_some(now)
+            })
             .await;
+        }
         let wrong = "select json_agg(wrong) from (
             select t.id, t.status, t.claim_epoch, count(a.*) as claims,
                    count(*) filter (where a.outcome = 'completed') as completed
@@ -268,6 +283,13 @@ impl Crew {
         .await;
         let violations = self.violations.lock().unwrap();
         assert!(violations.is_empty(), "{violations:#?}");
+    }
+
+    /// Why calls had to be repeated.
+    pub fn unanswered(&self) -> String {
+        let why = self.unanswered.lock().unwrap();
+        let list: Vec<_> = why.iter().map(|(why, count)| format!("{why}: {count}")).collect();
+        if list.is_empty() { "none".to_owned() } else { list.join(", ") }
     }
 
     /// Lets the workers go: those that wait for a reconnect by themselves, the others by force.

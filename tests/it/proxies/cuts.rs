@@ -25,7 +25,7 @@ async fn workers_that_are_cut_again_and_again_lose_nothing_and_hear_at_most_a_wi
         "workers_that_are_cut_again_and_again_lose_nothing_and_hear_at_most_a_window_again",
     );
     let age = campaign.number("CUT_AGE_MS", 1_000);
-    let seconds = campaign.number("CUT_SECONDS", 12);
+    let seconds = campaign.number("CUT_SECONDS", 10);
     let workers = campaign.number("CUT_WORKERS", 6);
     let db = TestDb::new().await;
     let replicas = [Replica::start(&db).await, Replica::start(&db).await];
@@ -39,7 +39,10 @@ async fn workers_that_are_cut_again_and_again_lose_nothing_and_hear_at_most_a_wi
     // Two of them want the same tasks.
     let codebase = |n: usize| format!("group-{}", n / 2);
     let worker = |n| Worker { id: format!("w-{n}"), codebases: codebase(n), acts: true };
-    let hired = crew.hire((0..workers).map(worker).collect()).await;
+    // And who only listens is told the same again with each new stream.
+    let listener = |n| Worker { id: format!("l-{n}"), codebases: codebase(n), acts: false };
+    let all = (0..workers).map(worker).chain((0..workers).map(listener));
+    let hired = crew.hire(all.collect()).await;
     let producer = crew.produce((0..workers).map(codebase).collect(), TASKS_PER_SECOND);
     // Not a condition: the run's length.
     tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
@@ -51,12 +54,13 @@ async fn workers_that_are_cut_again_and_again_lose_nothing_and_hear_at_most_a_wi
     let of = |count: &std::sync::atomic::AtomicUsize| count.load(Relaxed);
     let (resumes, again) = (of(&tally.broken), of(&tally.announced_again));
     campaign.figures(&format!(
-        "{workers} workers cut every {age} ms: {} connections cut, {resumes} streams; {} tasks, each \
-         done once, {} calls repeated; announced again: {again}, {} a stream, {} at most; \
+        "{workers} workers and {workers} listeners cut every {age} ms: {} connections cut, {resumes} streams; {} tasks, each \
+         done once, {} calls repeated ({}); announced again: {again}, {} a stream, {} at most; \
          at most {} bytes on one stream",
         of(&cutter.cuts),
         of(&tally.completed),
         of(&tally.repeated_calls),
+        crew.unanswered(),
         again / resumes.max(1),
         of(&tally.again_max),
         of(&tally.bytes_max),

@@ -96,16 +96,10 @@ async fn serves_the_documents_client(kind: Kind, setup: Setup) {
 }
 
 #[tokio::test]
-async fn the_client_of_the_users_document_works_behind_nginx_as_shipped_and_as_it_comes() {
+async fn the_client_of_the_users_document_works_behind_proxies_as_shipped_and_as_they_come() {
     tokio::join!(
         serves_the_documents_client(Kind::Nginx, Setup::Shipped),
         serves_the_documents_client(Kind::Nginx, Setup::Compressing),
-    );
-}
-
-#[tokio::test]
-async fn the_client_of_the_users_document_works_behind_haproxy_as_shipped_and_as_it_comes() {
-    tokio::join!(
         serves_the_documents_client(Kind::Haproxy, Setup::Shipped),
         serves_the_documents_client(Kind::Haproxy, Setup::Compressing),
     );

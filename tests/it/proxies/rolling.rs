@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const PEAK: f64 = 1.5;
 const PEAK_SLACK: f64 = 10.0;
 /// Between two replicas, so that what comes late shows up.
-const BETWEEN: Duration = Duration::from_secs(2);
+const BETWEEN: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Writes down each second.
@@ -154,10 +154,11 @@ async fn rolls(campaign: &Campaign, kind: Kind) {
     campaign.figures(&format!(
         "{kind:?}: {streams} streams on {REPLICAS} replicas, drain {} s: slowest end {:.2} s; {} reconnects, \
          {moved} streams were on a replica that drained; {peak} a second at most; {refused} refused, \
-         {broken} broke; {created} tasks created, {completed} done once each, 0 lost; {repeated} calls repeated",
+         {broken} broke; {created} tasks created, {completed} done once each, 0 lost; {repeated} calls repeated ({})",
         drain.as_secs(),
         slowest.as_secs_f64(),
         opened - streams,
+        crew.unanswered(),
     ));
     assert_eq!(broken, 0, "every stream ended with a farewell");
     assert_eq!(opened - streams, moved, "each stream reconnects once for each replica that drains");

@@ -51,13 +51,8 @@ async fn pushes_at_once(kind: Kind) {
 }
 
 #[tokio::test]
-async fn nginx_as_shipped_passes_each_event_at_once_and_the_header_with_an_underscore() {
-    pushes_at_once(Kind::Nginx).await;
-}
-
-#[tokio::test]
-async fn haproxy_as_shipped_passes_each_event_at_once_and_the_header_with_an_underscore() {
-    pushes_at_once(Kind::Haproxy).await;
+async fn proxies_as_shipped_pass_each_event_at_once_and_the_header_with_an_underscore() {
+    tokio::join!(pushes_at_once(Kind::Nginx), pushes_at_once(Kind::Haproxy));
 }
 
 /// The longest list of codebases (E2) is one header of 64 KiB.
@@ -76,13 +71,8 @@ async fn takes_the_longest_header(kind: Kind) {
 }
 
 #[tokio::test]
-async fn nginx_as_shipped_takes_the_longest_list_of_codebases() {
-    takes_the_longest_header(Kind::Nginx).await;
-}
-
-#[tokio::test]
-async fn haproxy_as_shipped_takes_the_longest_list_of_codebases() {
-    takes_the_longest_header(Kind::Haproxy).await;
+async fn proxies_as_shipped_take_the_longest_list_of_codebases() {
+    tokio::join!(takes_the_longest_header(Kind::Nginx), takes_the_longest_header(Kind::Haproxy));
 }
 
 /// Nothing is sent to it that could show that it is gone: the proxy has to say so.
@@ -101,13 +91,8 @@ async fn notices_who_hangs_up(kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_worker_that_hangs_up_behind_nginx_is_gone_at_once() {
-    notices_who_hangs_up(Kind::Nginx).await;
-}
-
-#[tokio::test]
-async fn a_worker_that_hangs_up_behind_haproxy_is_gone_at_once() {
-    notices_who_hangs_up(Kind::Haproxy).await;
+async fn a_worker_that_hangs_up_behind_a_proxy_is_gone_at_once() {
+    tokio::join!(notices_who_hangs_up(Kind::Nginx), notices_who_hangs_up(Kind::Haproxy));
 }
 
 /// S8: a worker that executes in its read loop reads nothing while its window fills and keepalives
@@ -132,13 +117,8 @@ async fn keeps_who_does_not_read(kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_worker_that_does_not_read_for_a_while_keeps_its_stream_through_nginx() {
-    keeps_who_does_not_read(Kind::Nginx).await;
-}
-
-#[tokio::test]
-async fn a_worker_that_does_not_read_for_a_while_keeps_its_stream_through_haproxy() {
-    keeps_who_does_not_read(Kind::Haproxy).await;
+async fn a_worker_that_does_not_read_for_a_while_keeps_its_stream_through_a_proxy() {
+    tokio::join!(keeps_who_does_not_read(Kind::Nginx), keeps_who_does_not_read(Kind::Haproxy));
 }
 
 /// With every default there is: the keepalive of 30 s, nginx's 60 s, HAProxy's 50 s.
