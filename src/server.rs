@@ -67,8 +67,8 @@ impl fmt::Display for StartError {
             Self::Store(error) => error.fmt(f),
             Self::NoCanary => f.write_str(
                 "notifications of Postgres do not arrive. LISTEN needs a direct connection to the \
-                 primary: if DATABASE_URL leads through a pooler in transaction mode, set \
-                 DATABASE_LISTEN_URL to the direct one",
+                 primary: if DATABASE_URL leads through a pooler in transaction mode, such as \
+                 PgBouncer, set DATABASE_LISTEN_URL to the direct one",
             ),
             Self::Loop => {
                 f.write_str("a background loop ended unexpectedly; start the server again")
@@ -351,16 +351,16 @@ impl Parts {
 
 async fn log_trigger(store: &Store) -> Result<(), StartError> {
     let condition = patiently(|| store.condition()).await?;
-    if !condition.dangers.iter().any(|danger| matches!(danger, Danger::TriggerOff)) {
-        tracing::info!(
-            target: "worker_sse",
-            "task creation hook is on: trigger tasks_notify_inserted announces every insert"
-        );
-    } else {
+    if condition.dangers.iter().any(|danger| matches!(danger, Danger::TriggerOff)) {
         tracing::warn!(
             target: "worker_sse",
             "task creation hook is OFF: trigger tasks_notify_inserted is missing or disabled; \
              the sweep announces tasks within 2 s all the same"
+        );
+    } else {
+        tracing::info!(
+            target: "worker_sse",
+            "task creation hook is on: trigger tasks_notify_inserted announces every insert"
         );
     }
     Ok(())

@@ -1,13 +1,13 @@
 //! The pulse: one connection that only asks "are you there?". While nothing at all is heard, neither
 //! on it nor on any other, the link is dead, although TCP would not say so for a quarter of an hour.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_WAIT, Held, LIFETIME, Link, Shared, State, session};
+use super::{CONNECT_WAIT, LIFETIME, Link, Shared, State, session};
 
 /// How often it asks.
 const PULSE_EVERY: Duration = Duration::from_millis(300);
@@ -69,7 +69,7 @@ fn silence(link: &Link) {
 
 /// Asks the connection that was not heard for longest; closes one that nobody needs.
 fn keep_alive(link: &Link) {
-    let Ok(place) = Arc::clone(&link.0.places).try_acquire_owned() else {
+    let Ok(permit) = link.0.ready.try_acquire() else {
         return;
     };
     let mut idle = link.0.idle();
@@ -77,18 +77,12 @@ fn keep_alive(link: &Link) {
     let Some(oldest) = oldest.filter(|n| idle[*n].heard.elapsed() > KEEPALIVE_EVERY) else {
         return;
     };
+    permit.forget();
     let is_spare = idle.len() > IDLE_KEPT && idle[oldest].age.used.elapsed() > IDLE_FOR;
     let rested = idle.remove(oldest);
     drop(idle);
-    if is_spare {
-        return;
+    let held = link.hold(rested, State::Broken);
+    if !is_spare {
+        tokio::spawn(held.check(KEEPALIVE_WAIT));
     }
-    let held = Held {
-        link: link.clone(),
-        connection: Some(rested.connection),
-        age: rested.age,
-        state: State::Broken,
-        place: Some(place),
-    };
-    tokio::spawn(held.check(KEEPALIVE_WAIT));
 }
