@@ -12,7 +12,7 @@ mod session;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 pub(super) use session::{Carriage, bare};
 
@@ -34,6 +34,8 @@ const CONNECTIONS_MAX: usize = 19;
 const MAKING_MAX: usize = 4;
 /// How long a request waits for a connection: within it an answer must leave (protocol E3).
 const ACQUIRE_WAIT: Duration = Duration::from_millis(900);
+/// And how long once it is known that Postgres is away: those behind it wait, too.
+const AWAY_WAIT: Duration = Duration::from_millis(200);
 /// How long a connection may take to be made. More than a caller waits: what it began is finished for
 /// the next one, and so a link of half a second for each round trip has connections, too.
 const CONNECT_WAIT: Duration = Duration::from_secs(4);
@@ -75,8 +77,10 @@ struct Shared {
     failure: watch::Sender<String>,
     /// When an answer of Postgres was last heard.
     heard: Mutex<Instant>,
-    /// Counts how often the link was found to be dead. Whoever waits for an answer gives up then.
-    silences: watch::Sender<u64>,
+    /// Connections that were last heard before this are dead. Whoever waits for their answer gives up.
+    dead_before: watch::Sender<Instant>,
+    /// Since there was last a connection, none could be made.
+    is_away: AtomicBool,
     /// Connections of an older generation are not used again.
     generation: AtomicU64,
 }
@@ -114,6 +118,8 @@ struct Held {
     link: Link,
     connection: Option<PgConnection>,
     age: Age,
+    /// When it last answered.
+    heard: Instant,
     state: State,
 }
 
@@ -133,7 +139,8 @@ impl Link {
             waiting: AtomicUsize::new(0),
             failure: watch::Sender::default(),
             heard: Mutex::new(Instant::now()),
-            silences: watch::Sender::new(0),
+            dead_before: watch::Sender::new(Instant::now()),
+            is_away: AtomicBool::new(false),
             generation: AtomicU64::new(0),
         }));
         tokio::spawn(pulse::run(Arc::downgrade(&link.0)));
@@ -165,7 +172,8 @@ impl Link {
 
     /// A connection that answers, within [`ACQUIRE_WAIT`].
     async fn acquire(&self) -> Result<Held, Error> {
-        let deadline = Instant::now() + ACQUIRE_WAIT;
+        let is_away = self.0.is_away.load(Ordering::Relaxed);
+        let wait = if is_away { AWAY_WAIT } else { ACQUIRE_WAIT };
         let acquired = async {
             loop {
                 let Some(idle) = self.idle_connection().await? else {
@@ -180,7 +188,7 @@ impl Link {
                 held.state = State::Broken;
             }
         };
-        timeout_at(deadline, acquired).await.map_err(|_| Error::PoolTimedOut)?
+        timeout(wait, acquired).await.map_err(|_| Error::PoolTimedOut)?
     }
 
     /// The next idle connection. `None`: somebody else was faster.
@@ -207,8 +215,8 @@ impl Link {
     }
 
     fn hold(&self, idle: Idle, state: State) -> Held {
-        let Idle { connection, age, .. } = idle;
-        Held { link: self.clone(), connection: Some(connection), age, state }
+        let Idle { connection, age, heard } = idle;
+        Held { link: self.clone(), connection: Some(connection), age, heard, state }
     }
 
     /// Has one more connection made, if there may be one more.
@@ -250,8 +258,8 @@ impl Link {
         .unwrap_or(Err(Error::PoolTimedOut));
         match made {
             Ok(connection) => {
-                self.0.hear();
-                let now = Instant::now();
+                let now = self.0.hear();
+                self.0.is_away.store(false, Ordering::Relaxed);
                 let age = Age { made: now, used: now, generation };
                 drop(self.hold(Idle { connection, age, heard: now }, State::Clean));
                 true
@@ -259,6 +267,7 @@ impl Link {
             Err(error) => {
                 // As long as there is another one, it serves those who wait.
                 if self.0.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    self.0.is_away.store(true, Ordering::Relaxed);
                     self.0.failure.send_replace(super::chain(&error));
                 }
                 false
@@ -274,39 +283,43 @@ impl Link {
         let Some(connection) = held.connection.as_mut() else {
             return Err(Error::WorkerCrashed);
         };
+        let last = held.heard;
         let done = match self.0.carriage {
             Carriage::Direct => {
-                self.answered(connection.fetch_many(query).try_collect::<Vec<_>>()).await
+                self.answered(last, connection.fetch_many(query).try_collect::<Vec<_>>()).await
             }
             Carriage::Transactions => {
-                self.answered(session::in_transaction(connection, query)).await
+                self.answered(last, session::in_transaction(connection, query)).await
             }
         };
         held.state = match &done {
-            Ok(_) => State::Clean,
+            Ok(_) => {
+                held.heard = Instant::now();
+                State::Clean
+            }
             Err(error) if is_fatal(error) => State::Broken,
             Err(_) => State::InUse,
         };
         done
     }
 
-    /// Waits for an answer of Postgres, but not on a link that is dead.
+    /// Waits for an answer on a connection that was last heard at some time; not if it is dead.
     async fn answered<T>(
         &self,
+        last: Instant,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let mut silences = self.0.silences.subscribe();
-        let answer = timeout(STATEMENT_WAIT, answer);
+        let mut dead_before = self.0.dead_before.subscribe();
         tokio::select! {
             biased;
-            done = answer => {
+            done = timeout(STATEMENT_WAIT, answer) => {
                 let done = done.unwrap_or_else(|_| Err(silent()));
                 if matches!(&done, Ok(_) | Err(Error::Database(_))) {
                     self.0.hear();
                 }
                 done
             }
-            _ = silences.changed() => Err(silent()),
+            _ = dead_before.wait_for(|dead| last < *dead) => Err(silent()),
         }
     }
 }
@@ -350,16 +363,18 @@ impl Shared {
     }
 
     /// Puts a connection by for whoever comes next.
-    fn put_by(&self, connection: PgConnection, age: Age) {
+    fn put_by(&self, connection: PgConnection, age: Age, heard: Instant) {
         let mut idle = self.idle();
         let at = idle.partition_point(|other| other.age.used <= age.used);
-        idle.insert(at, Idle { connection, age, heard: Instant::now() });
+        idle.insert(at, Idle { connection, age, heard });
         self.ready.add_permits(1);
     }
 
     /// Notes that Postgres was heard.
-    fn hear(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn hear(&self) -> Instant {
+        let now = Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        now
     }
 
     fn heard(&self) -> Instant {
@@ -373,7 +388,12 @@ impl Held {
         let Some(connection) = self.connection.as_mut() else {
             return false;
         };
-        matches!(timeout(wait, self.link.answered(connection.ping())).await, Ok(Ok(())))
+        let answer = self.link.answered(self.heard, connection.ping());
+        let answers = matches!(timeout(wait, answer).await, Ok(Ok(())));
+        if answers {
+            self.heard = Instant::now();
+        }
+        answers
     }
 
     /// Puts it by again if it answers.
@@ -387,7 +407,7 @@ impl Held {
         let carriage = self.link.0.carriage;
         let settled = match self.connection.as_mut() {
             Some(connection) if carriage == Carriage::Transactions => {
-                self.link.answered(session::end_transaction(connection)).await.is_ok()
+                self.link.answered(self.heard, session::end_transaction(connection)).await.is_ok()
             }
             _ => self.answers(STATEMENT_WAIT).await,
         };
@@ -411,7 +431,7 @@ impl Drop for Held {
             return;
         }
         if self.state == State::Clean {
-            self.link.0.put_by(connection, self.age);
+            self.link.0.put_by(connection, self.age, self.heard);
             return;
         }
         // Somebody hung up in the midst of a statement, or it failed. It counts until it has ended.
@@ -419,6 +439,7 @@ impl Drop for Held {
             link: self.link.clone(),
             connection: Some(connection),
             age: self.age,
+            heard: self.heard,
             state: State::Broken,
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -1,6 +1,7 @@
 //! What every test needs: a database, replicas, workers' streams, and patience with a deadline.
 
 pub mod database;
+pub mod programs;
 pub mod proxy;
 pub mod raw;
 pub mod replica;
