@@ -68,8 +68,8 @@ impl fmt::Display for StartError {
             Self::Store(error) => error.fmt(f),
             Self::NoCanary => f.write_str(
                 "notifications of Postgres do not arrive. LISTEN needs a direct connection to the \
-                 primary: if DATABASE_URL leads through a pooler in transaction mode, set \
-                 DATABASE_LISTEN_URL to the direct one",
+                 primary: if DATABASE_URL leads through a pooler in transaction mode, such as \
+                 PgBouncer, set DATABASE_LISTEN_URL to the direct one",
             ),
             Self::Loop => {
                 f.write_str("a background loop ended unexpectedly; start the server again")

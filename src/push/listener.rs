@@ -16,6 +16,8 @@ use crate::store::{Store, StoreError, chain};
 
 /// How often a canary is sent through Postgres.
 const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// How long it may take to be sent; what is too slow there is the pool, not this connection.
+const CANARY_SENT_WITHIN: Duration = Duration::from_secs(4);
 /// Within this it must come back, or the connection counts as lost.
 const CANARY_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// A canary that could not be sent is sent again after this long.
@@ -24,8 +26,8 @@ const CANARY_RETRY: Duration = Duration::from_secs(1);
 const PROOF_VALID_FOR: Duration = Duration::from_secs(10);
 /// Wait before the first reconnect; doubles up to the last.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
-/// Wait before a reconnect, at most.
-const RECONNECT_LAST: Duration = Duration::from_secs(3);
+/// Wait before a reconnect, at most. Short: until then only the sweep announces.
+const RECONNECT_LAST: Duration = Duration::from_secs(1);
 
 /// When the listener was last proven by a canary.
 #[derive(Clone, Debug)]
@@ -164,7 +166,7 @@ impl Listener {
         for n in 1_u64.. {
             let canary = format!("canary {replica} {n}");
             let sent = store.notify_canary(&canary);
-            match tokio::time::timeout(CANARY_BACK_WITHIN, sent).await {
+            match tokio::time::timeout(CANARY_SENT_WITHIN, sent).await {
                 Ok(Ok(())) => {
                     let back = canaries.wait_for(|seen| *seen >= n);
                     if tokio::time::timeout(CANARY_BACK_WITHIN, back).await.is_err() {
@@ -173,10 +175,9 @@ impl Listener {
                     self.proven.send_replace(Some(Instant::now()));
                     tokio::time::sleep(CANARY_EVERY).await;
                 }
-                // Postgres away, or the pool busy: that is not this connection's fault.
-                Ok(Err(_)) => tokio::time::sleep(CANARY_RETRY).await,
-                // Not even an error: the link is half open, and this one's most likely too.
-                Err(_) => return Loss::Canary,
+                // Postgres is away, or the pool busy: that is not this connection's fault. Whether it
+                // lives shows when a canary can be sent again.
+                Ok(Err(_)) | Err(_) => tokio::time::sleep(CANARY_RETRY).await,
             }
         }
         Loss::Ended

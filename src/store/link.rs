@@ -12,7 +12,7 @@ mod session;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,20 +21,28 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Connection, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
 
 pub(super) use session::{Carriage, bare};
 
-/// Connections of a replica, at most. Group commit needs few; the rest serve reads.
-const CONNECTIONS_MAX: usize = 20;
+/// Connections that run statements, at most; the pulse has one more. Group commit needs few; the rest
+/// serve reads.
+const CONNECTIONS_MAX: usize = 19;
+/// Connections that are made at the same time. Proving a password costs more than a statement: whoever
+/// waits is better served by the first that is free than by one of twenty that are all half made.
+const MAKING_MAX: usize = 4;
 /// How long a request waits for a connection: within it an answer must leave (protocol E3).
 const ACQUIRE_WAIT: Duration = Duration::from_millis(900);
+/// And how long once it is known that Postgres is away: those behind it wait, too.
+const AWAY_WAIT: Duration = Duration::from_millis(200);
 /// How long a connection may take to be made. More than a caller waits: what it began is finished for
 /// the next one, and so a link of half a second for each round trip has connections, too.
 const CONNECT_WAIT: Duration = Duration::from_secs(4);
 /// Waits before a refused connection is tried again.
 const REFUSED_RETRY: Duration = Duration::from_millis(50);
+/// Pause after a connection could not be made.
+const FAILED_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that was idle for longer is asked whether it still is one.
 const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
 /// How long it has to answer. More than the slowest link that is promised to work.
@@ -57,12 +65,22 @@ struct Shared {
     carriage: Carriage,
     /// The one that was used last stands last and is used next: what is warm stays warm.
     idle: Mutex<Vec<Idle>>,
-    /// A place for each connection that is in use or being made.
-    places: Arc<Semaphore>,
+    /// A permit for each idle connection that nobody is about to take. Changed with `idle` locked.
+    ready: Semaphore,
+    /// Connections in use, idle, or being made.
+    total: AtomicUsize,
+    /// A permit for each connection that may be made now.
+    making: Arc<Semaphore>,
+    /// Callers that wait for a connection.
+    waiting: AtomicUsize,
+    /// Why there is none at all, for those who wait.
+    failure: watch::Sender<String>,
     /// When an answer of Postgres was last heard.
     heard: Mutex<Instant>,
-    /// Counts how often the link was found to be dead. Whoever waits for an answer gives up then.
-    silences: watch::Sender<u64>,
+    /// Connections that were last heard before this are dead. Whoever waits for their answer gives up.
+    dead_before: watch::Sender<Instant>,
+    /// Since there was last a connection, none could be made.
+    is_away: AtomicBool,
     /// Connections of an older generation are not used again.
     generation: AtomicU64,
 }
@@ -100,9 +118,13 @@ struct Held {
     link: Link,
     connection: Option<PgConnection>,
     age: Age,
+    /// When it last answered.
+    heard: Instant,
     state: State,
-    place: Option<OwnedSemaphorePermit>,
 }
+
+/// Who waits for a connection.
+struct Waiting<'l>(&'l AtomicUsize);
 
 impl Link {
     /// Makes connections when they are needed. Must be called in a runtime.
@@ -111,9 +133,14 @@ impl Link {
             options: bare(options).application_name("taskwire"),
             carriage,
             idle: Mutex::default(),
-            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            ready: Semaphore::new(0),
+            total: AtomicUsize::new(0),
+            making: Arc::new(Semaphore::new(MAKING_MAX)),
+            waiting: AtomicUsize::new(0),
+            failure: watch::Sender::default(),
             heard: Mutex::new(Instant::now()),
-            silences: watch::Sender::new(0),
+            dead_before: watch::Sender::new(Instant::now()),
+            is_away: AtomicBool::new(false),
             generation: AtomicU64::new(0),
         }));
         tokio::spawn(pulse::run(Arc::downgrade(&link.0)));
@@ -124,62 +151,103 @@ impl Link {
     /// that is not the primary any more.
     pub(super) fn renew(&self) {
         self.0.generation.fetch_add(1, Ordering::Relaxed);
-        // Dropped after the lock is free.
-        let _old = std::mem::take(&mut *self.0.idle());
+        drop(self.take_idle());
     }
 
     /// Says goodbye on the idle connections.
     pub(super) async fn close(&self) {
-        let idle = std::mem::take(&mut *self.0.idle());
+        let idle = self.take_idle();
         let goodbyes = idle.into_iter().map(|idle| timeout(CLOSE_WAIT, idle.connection.close()));
         futures_util::future::join_all(goodbyes).await;
     }
 
-    /// A connection that answers, within [`ACQUIRE_WAIT`].
-    async fn acquire(&self) -> Result<Held, Error> {
-        let deadline = Instant::now() + ACQUIRE_WAIT;
-        let place = timeout_at(deadline, Arc::clone(&self.0.places).acquire_owned())
-            .await
-            .map_err(|_| Error::PoolTimedOut)?
-            .map_err(|_| Error::PoolClosed)?;
-        let mut place = Some(place);
-        while let Some(idle) = self.0.pop() {
-            let rested = idle.heard.elapsed() > PING_AFTER_IDLE;
-            let mut held = Held {
-                link: self.clone(),
-                connection: Some(idle.connection),
-                age: idle.age,
-                state: State::InUse,
-                place: place.take(),
-            };
-            if !rested || held.answers(PING_WAIT).await {
-                held.age.used = Instant::now();
-                return Ok(held);
-            }
-            held.state = State::Broken;
-            place = held.place.take();
-        }
-        let (give, given) = oneshot::channel();
-        tokio::spawn(self.clone().connect(deadline, place, give));
-        timeout_at(deadline, given)
-            .await
-            .map_err(|_| Error::PoolTimedOut)?
-            .map_err(|_| Error::PoolClosed)?
+    fn take_idle(&self) -> Vec<Idle> {
+        let mut idle = self.0.idle();
+        let taken = std::mem::take(&mut *idle);
+        // Who has a permit already finds nothing, and asks again.
+        self.0.ready.forget_permits(taken.len());
+        self.0.total.fetch_sub(taken.len(), Ordering::Relaxed);
+        taken
     }
 
-    /// Makes a connection in a task of its own, so that it is finished also when its caller has given
-    /// up: then it is put by for the next one.
-    async fn connect(
-        self,
-        deadline: Instant,
-        place: Option<OwnedSemaphorePermit>,
-        give: oneshot::Sender<Result<Held, Error>>,
-    ) {
+    /// A connection that answers, within [`ACQUIRE_WAIT`].
+    async fn acquire(&self) -> Result<Held, Error> {
+        let is_away = self.0.is_away.load(Ordering::Relaxed);
+        let wait = if is_away { AWAY_WAIT } else { ACQUIRE_WAIT };
+        let acquired = async {
+            loop {
+                let Some(idle) = self.idle_connection().await? else {
+                    continue;
+                };
+                let rested = idle.heard.elapsed() > PING_AFTER_IDLE;
+                let mut held = self.hold(idle, State::InUse);
+                if !rested || held.answers(PING_WAIT).await {
+                    held.age.used = Instant::now();
+                    return Ok(held);
+                }
+                held.state = State::Broken;
+            }
+        };
+        timeout(wait, acquired).await.map_err(|_| Error::PoolTimedOut)?
+    }
+
+    /// The next idle connection. `None`: somebody else was faster.
+    async fn idle_connection(&self) -> Result<Option<Idle>, Error> {
+        let shared = &*self.0;
+        if let Ok(permit) = shared.ready.try_acquire() {
+            permit.forget();
+            return Ok(shared.idle().pop());
+        }
+        let mut failure = shared.failure.subscribe();
+        let _waiting = Waiting::new(&shared.waiting);
+        self.want_another();
+        tokio::select! {
+            biased;
+            permit = shared.ready.acquire() => {
+                permit.map_err(|_| Error::PoolClosed)?.forget();
+                Ok(shared.idle().pop())
+            }
+            _ = failure.changed() => {
+                let why = failure.borrow().clone();
+                Err(Error::Io(io::Error::other(why)))
+            }
+        }
+    }
+
+    fn hold(&self, idle: Idle, state: State) -> Held {
+        let Idle { connection, age, heard } = idle;
+        Held { link: self.clone(), connection: Some(connection), age, heard, state }
+    }
+
+    /// Has one more connection made, if there may be one more.
+    fn want_another(&self) {
+        let (Ok(turn), Ok(runtime)) =
+            (Arc::clone(&self.0.making).try_acquire_owned(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let link = self.clone();
+        runtime.spawn(async move {
+            // In a task of its own: it is finished also when its caller has given up, and then serves
+            // the next one.
+            while link.0.waiting.load(Ordering::Relaxed) > 0 && link.0.count_one_more() {
+                if !link.make().await {
+                    tokio::time::sleep(FAILED_PAUSE).await;
+                    break;
+                }
+            }
+            drop(turn);
+        });
+    }
+
+    /// Makes a connection and puts it by.
+    async fn make(&self) -> bool {
         let generation = self.0.generation.load(Ordering::Relaxed);
+        let begun = Instant::now();
         let made = timeout(CONNECT_WAIT, async {
             loop {
                 match session::connect(&self.0.options, self.0.carriage).await {
-                    Err(error) if is_starting(&error) && Instant::now() < deadline => {
+                    Err(error) if is_starting(&error) && begun.elapsed() < ACQUIRE_WAIT => {
                         tokio::time::sleep(REFUSED_RETRY).await;
                     }
                     done => return done,
@@ -188,15 +256,23 @@ impl Link {
         })
         .await
         .unwrap_or(Err(Error::PoolTimedOut));
-        let held = made.map(|connection| {
-            self.0.hear();
-            let now = Instant::now();
-            let age = Age { made: now, used: now, generation };
-            let (link, connection) = (self.clone(), Some(connection));
-            Held { link, connection, age, state: State::Clean, place }
-        });
-        // Nobody there any more: it is dropped, and goes to the idle ones.
-        let _ = give.send(held);
+        match made {
+            Ok(connection) => {
+                let now = self.0.hear();
+                self.0.is_away.store(false, Ordering::Relaxed);
+                let age = Age { made: now, used: now, generation };
+                drop(self.hold(Idle { connection, age, heard: now }, State::Clean));
+                true
+            }
+            Err(error) => {
+                // As long as there is another one, it serves those who wait.
+                if self.0.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    self.0.is_away.store(true, Ordering::Relaxed);
+                    self.0.failure.send_replace(super::chain(&error));
+                }
+                false
+            }
+        }
     }
 
     /// Runs one statement to its end. What it gives is collected: the connection is free for others
@@ -207,39 +283,43 @@ impl Link {
         let Some(connection) = held.connection.as_mut() else {
             return Err(Error::WorkerCrashed);
         };
+        let last = held.heard;
         let done = match self.0.carriage {
             Carriage::Direct => {
-                self.answered(connection.fetch_many(query).try_collect::<Vec<_>>()).await
+                self.answered(last, connection.fetch_many(query).try_collect::<Vec<_>>()).await
             }
             Carriage::Transactions => {
-                self.answered(session::in_transaction(connection, query)).await
+                self.answered(last, session::in_transaction(connection, query)).await
             }
         };
         held.state = match &done {
-            Ok(_) => State::Clean,
+            Ok(_) => {
+                held.heard = Instant::now();
+                State::Clean
+            }
             Err(error) if is_fatal(error) => State::Broken,
             Err(_) => State::InUse,
         };
         done
     }
 
-    /// Waits for an answer of Postgres, but not on a link that is dead.
+    /// Waits for an answer on a connection that was last heard at some time; not if it is dead.
     async fn answered<T>(
         &self,
+        last: Instant,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let mut silences = self.0.silences.subscribe();
-        let answer = timeout(STATEMENT_WAIT, answer);
+        let mut dead_before = self.0.dead_before.subscribe();
         tokio::select! {
             biased;
-            done = answer => {
+            done = timeout(STATEMENT_WAIT, answer) => {
                 let done = done.unwrap_or_else(|_| Err(silent()));
                 if matches!(&done, Ok(_) | Err(Error::Database(_))) {
                     self.0.hear();
                 }
                 done
             }
-            _ = silences.changed() => Err(silent()),
+            _ = dead_before.wait_for(|dead| last < *dead) => Err(silent()),
         }
     }
 }
@@ -276,13 +356,25 @@ impl Shared {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pop(&self) -> Option<Idle> {
-        self.idle().pop()
+    /// Counts a connection that is to be made; not beyond the limit.
+    fn count_one_more(&self) -> bool {
+        let more = |total| (total < CONNECTIONS_MAX).then_some(total + 1);
+        self.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Puts a connection by for whoever comes next.
+    fn put_by(&self, connection: PgConnection, age: Age, heard: Instant) {
+        let mut idle = self.idle();
+        let at = idle.partition_point(|other| other.age.used <= age.used);
+        idle.insert(at, Idle { connection, age, heard });
+        self.ready.add_permits(1);
     }
 
     /// Notes that Postgres was heard.
-    fn hear(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn hear(&self) -> Instant {
+        let now = Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        now
     }
 
     fn heard(&self) -> Instant {
@@ -296,7 +388,12 @@ impl Held {
         let Some(connection) = self.connection.as_mut() else {
             return false;
         };
-        matches!(timeout(wait, self.link.answered(connection.ping())).await, Ok(Ok(())))
+        let answer = self.link.answered(self.heard, connection.ping());
+        let answers = matches!(timeout(wait, answer).await, Ok(Ok(())));
+        if answers {
+            self.heard = Instant::now();
+        }
+        answers
     }
 
     /// Puts it by again if it answers.
@@ -310,7 +407,7 @@ impl Held {
         let carriage = self.link.0.carriage;
         let settled = match self.connection.as_mut() {
             Some(connection) if carriage == Carriage::Transactions => {
-                self.link.answered(session::end_transaction(connection)).await.is_ok()
+                self.link.answered(self.heard, session::end_transaction(connection)).await.is_ok()
             }
             _ => self.answers(STATEMENT_WAIT).await,
         };
@@ -326,26 +423,41 @@ impl Drop for Held {
         let is_old = self.age.generation != self.link.0.generation.load(Ordering::Relaxed);
         if self.state == State::Broken || is_old || self.age.made.elapsed() > LIFETIME {
             // Just dropped: its socket is closed at once. A goodbye could wait for a dead link.
+            drop(connection);
+            self.link.0.total.fetch_sub(1, Ordering::Relaxed);
+            if self.link.0.waiting.load(Ordering::Relaxed) > 0 {
+                self.link.want_another();
+            }
             return;
         }
         if self.state == State::Clean {
-            let mut idle = self.link.0.idle();
-            let at = idle.partition_point(|other| other.age.used <= self.age.used);
-            idle.insert(at, Idle { connection, age: self.age, heard: Instant::now() });
+            self.link.0.put_by(connection, self.age, self.heard);
             return;
         }
-        // Somebody hung up in the midst of a statement, or it failed. It keeps its place until it has
-        // ended.
+        // Somebody hung up in the midst of a statement, or it failed. It counts until it has ended.
         let held = Self {
             link: self.link.clone(),
             connection: Some(connection),
             age: self.age,
+            heard: self.heard,
             state: State::Broken,
-            place: self.place.take(),
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(held.settle());
         }
+    }
+}
+
+impl<'l> Waiting<'l> {
+    fn new(count: &'l AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

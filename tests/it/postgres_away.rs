@@ -1,5 +1,11 @@
 //! E3: while Postgres is away writes are refused fast, streams stay open, and nothing is lost.
 
+mod dangers;
+mod half_open;
+mod link;
+mod listener;
+mod vacuum;
+
 use std::time::{Duration, Instant};
 
 use serde_json::json;

@@ -1,19 +1,26 @@
-//! The pulse: one connection that only asks "are you there?". While nothing at all is heard, neither
-//! on it nor on any other, the link is dead, although TCP would not say so for a quarter of an hour.
+//! The pulse: one connection that only asks "are you there?". When it gets no answer the link is dead,
+//! although TCP would not say so for a quarter of an hour, and with it every connection that was not
+//! heard since.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_WAIT, Held, LIFETIME, Link, Shared, State, session};
+use super::{CONNECT_WAIT, LIFETIME, Link, Shared, State, session};
 
 /// How often it asks.
 const PULSE_EVERY: Duration = Duration::from_millis(300);
 /// A link on which nothing is heard for so long, although it was asked, is dead. Twice the slowest
 /// round trip that is promised to work; with the interval, what a caller waits for at most.
 const SILENCE: Duration = Duration::from_secs(1);
+/// When others are heard, its own connection gets this much longer: the machine may be busy.
+const DOUBT: Duration = Duration::from_millis(400);
+/// Connections that were heard at most so long after the question may have died with this one.
+const MARGIN: Duration = Duration::from_millis(200);
 /// How often an idle connection is asked, so that those that went silent are found before a request
 /// finds them, and no firewall forgets one.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -29,47 +36,67 @@ pub(super) async fn run(link: Weak<Shared>) {
     let mut own: Option<PgConnection> = None;
     let mut made = Instant::now();
     loop {
-        tokio::time::sleep(PULSE_EVERY).await;
         let Some(link) = link.upgrade().map(Link) else {
             return;
         };
-        keep_alive(&link);
+        let asked = Instant::now();
         let Some(connection) = &mut own else {
             let connect = session::connect(&link.0.options, link.0.carriage);
-            // Who cannot connect finds out by himself.
-            own = timeout(CONNECT_WAIT, connect).await.ok().and_then(Result::ok);
-            made = Instant::now();
+            match timeout(CONNECT_WAIT, connect).await {
+                Ok(connected) => (own, made) = (connected.ok(), Instant::now()),
+                // Not even a refusal.
+                Err(_) if link.0.heard() < asked => give_up(&link, asked),
+                Err(_) => {}
+            }
+            drop(link);
+            tokio::time::sleep(PULSE_EVERY).await;
             continue;
         };
-        let asked = Instant::now();
-        match timeout(SILENCE, connection.ping()).await {
+        keep_alive(&link);
+        match ask(&link, connection, asked).await {
             Ok(Ok(())) => {
                 link.0.hear();
-                if made.elapsed() > LIFETIME {
-                    own = None;
-                }
             }
             Ok(Err(_)) => own = None,
             Err(_) => {
                 own = None;
-                if link.0.heard() < asked {
-                    silence(&link);
-                }
+                give_up(&link, asked);
             }
         }
+        if made.elapsed() > LIFETIME {
+            own = None;
+        }
+        drop(link);
+        tokio::time::sleep(PULSE_EVERY).await;
     }
 }
 
-/// Gives up everything that waits for an answer, and every connection.
-fn silence(link: &Link) {
-    tracing::debug!("nothing is heard from Postgres for {} ms", SILENCE.as_millis());
-    link.0.silences.send_modify(|count| *count += 1);
+/// Whether the pulse's connection answers; `Err`: it does not say either.
+async fn ask(
+    link: &Link,
+    connection: &mut PgConnection,
+    asked: Instant,
+) -> Result<sqlx::Result<()>, Elapsed> {
+    let question = connection.ping();
+    tokio::pin!(question);
+    let answer = timeout(SILENCE, &mut question).await;
+    if answer.is_err() && link.0.heard() > asked {
+        return timeout(DOUBT, question).await;
+    }
+    answer
+}
+
+/// Gives up every connection, but for those that were heard since the question to finish what they do.
+fn give_up(link: &Link, asked: Instant) {
+    tracing::debug!("the link to Postgres is silent since {} ms", asked.elapsed().as_millis());
+    link.0.is_away.store(link.0.heard() < asked, Ordering::Relaxed);
     link.renew();
+    link.0.dead_before.send_replace(asked + MARGIN);
 }
 
 /// Asks the connection that was not heard for longest; closes one that nobody needs.
 fn keep_alive(link: &Link) {
-    let Ok(place) = Arc::clone(&link.0.places).try_acquire_owned() else {
+    let Ok(permit) = link.0.ready.try_acquire() else {
         return;
     };
     let mut idle = link.0.idle();
@@ -77,18 +104,12 @@ fn keep_alive(link: &Link) {
     let Some(oldest) = oldest.filter(|n| idle[*n].heard.elapsed() > KEEPALIVE_EVERY) else {
         return;
     };
+    permit.forget();
     let is_spare = idle.len() > IDLE_KEPT && idle[oldest].age.used.elapsed() > IDLE_FOR;
     let rested = idle.remove(oldest);
     drop(idle);
-    if is_spare {
-        return;
+    let held = link.hold(rested, State::Broken);
+    if !is_spare {
+        tokio::spawn(held.check(KEEPALIVE_WAIT));
     }
-    let held = Held {
-        link: link.clone(),
-        connection: Some(rested.connection),
-        age: rested.age,
-        state: State::Broken,
-        place: Some(place),
-    };
-    tokio::spawn(held.check(KEEPALIVE_WAIT));
 }
