@@ -5,18 +5,28 @@
 //! `TASKWIRE_CAMPAIGN_<NAME>` sets the numbers; see [`Campaign::number`] and its callers.
 
 mod caller;
+mod cluster;
+mod copies;
+mod everything;
 mod faults;
 pub mod fleet;
 mod gremlin;
+mod hostile;
+mod larger;
 mod ledger;
+mod outages;
 mod p1_ledger;
 mod p2_zombies;
 mod p3_racers;
 mod p4_cuts;
 mod p5_deaths;
 mod p9_crowd;
+mod processes;
 mod producers;
 mod real_workers;
+mod weather;
+mod wire;
+mod witnesses;
 mod workers;
 
 use std::time::{Duration, Instant};
