@@ -35,5 +35,6 @@ mod schema;
 mod startup;
 mod storms;
 mod streams;
+mod stuck;
 mod unread;
 mod workers;
