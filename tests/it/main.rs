@@ -37,5 +37,6 @@ mod sockets;
 mod startup;
 mod storms;
 mod streams;
+mod stuck;
 mod unread;
 mod workers;

@@ -50,7 +50,7 @@ impl RawStream {
     }
 
     async fn read(&mut self, patience: Duration) -> usize {
-        let mut bytes = [0; 16 * 1024];
+        let mut bytes = vec![0; 16 * 1024];
         let Ok(count) = timeout(patience, self.socket.read(&mut bytes)).await else { return 0 };
         let count = count.expect("the stream is open");
         assert!(count > 0, "the server ended the stream: {}", self.text);
