@@ -4,6 +4,7 @@ mod dangers;
 mod half_open;
 mod link;
 mod listener;
+mod pooler;
 mod vacuum;
 
 use std::time::{Duration, Instant};
