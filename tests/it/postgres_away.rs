@@ -5,6 +5,7 @@ mod half_open;
 mod link;
 mod listener;
 mod pooler;
+mod standby;
 mod vacuum;
 
 use std::time::{Duration, Instant};
