@@ -22,7 +22,7 @@ pub struct Setting {
 }
 
 /// The settings, in the order of the help.
-pub const SETTINGS: [Setting; 14] = [
+pub const SETTINGS: [Setting; 15] = [
     setting(
         "DATABASE_URL",
         "database-url",
@@ -72,6 +72,12 @@ pub const SETTINGS: [Setting; 14] = [
         "worker-sse-window",
         "COUNT",
         "announcements that may be outstanding on one stream, 1 to 1000 [default: 128]",
+    ),
+    setting(
+        "WORKER_SSE_MAX_AGE",
+        "worker-sse-max-age",
+        "SECONDS",
+        "streams of workers that hold no task end at about this age and are opened anew, 0 (never) to 604800 [default: 3600]",
     ),
     setting(
         "TASKWIRE_LEASE_SECONDS",
@@ -149,6 +155,7 @@ pub struct Config {
     pub keepalive: Duration,
     pub worker_timeout: Duration,
     pub window: usize,
+    pub max_age: Duration,
     pub lease: Duration,
     pub drain: Duration,
     pub retention_days: i32,
@@ -213,6 +220,7 @@ impl Config {
             keepalive: read.seconds("WORKER_SSE_KEEPALIVE", 1, 3600, 30),
             worker_timeout: read.seconds("WORKER_SSE_TIMEOUT", 1, 86_400, 300),
             window: read.number("WORKER_SSE_WINDOW", 1, 1000, 128),
+            max_age: read.seconds("WORKER_SSE_MAX_AGE", 0, 604_800, 3_600),
             lease: read.seconds("TASKWIRE_LEASE_SECONDS", 1, 86_400, 60),
             drain: read.seconds("TASKWIRE_DRAIN_SECONDS", 0, 600, 10),
             retention_days: read.number("TASKWIRE_RETENTION_DAYS", 1, 36_500, 30),
@@ -316,6 +324,7 @@ mod tests {
         assert_eq!(config.keepalive.as_secs(), 30);
         assert_eq!(config.worker_timeout.as_secs(), 300);
         assert_eq!(config.window, 128);
+        assert_eq!(config.max_age.as_secs(), 3_600);
         assert!(config.sse_enabled && config.database_url.is_none());
     }
 
@@ -329,6 +338,7 @@ mod tests {
             ("WORKER_SSE_TIMEOUT", "-1"),
             ("WORKER_SSE_FANOUT", "3"),
             ("WORKER_SSE_WINDOW", "many"),
+            ("WORKER_SSE_MAX_AGE", "-5"),
             ("TASKWIRE_LEASE_SECONDS", "1.5"),
             ("TASKWIRE_DRAIN_SECONDS", "601"),
             ("TASKWIRE_RETENTION_DAYS", "0"),

@@ -32,6 +32,7 @@ pub struct Metrics {
     registry: Registry,
     pub streams_open: Gauge,
     pub announcements: Counter,
+    pub backlog_reads: Counter,
     pub tasks_created: Counter,
     pub listener_losses: Counter,
     pub notification_queue_usage: Gauge<f64, AtomicU64>,
@@ -51,6 +52,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("taskwire");
         let streams_open = Gauge::default();
         let announcements = Counter::default();
+        let backlog_reads = Counter::default();
         let tasks_created = Counter::default();
         let listener_losses = Counter::default();
         let notification_queue_usage = Gauge::<f64, AtomicU64>::default();
@@ -63,6 +65,7 @@ impl Metrics {
         let responses = Family::default();
         registry.register("streams_open", "Open worker streams", streams_open.clone());
         registry.register("announcements", "Tasks told to a worker", announcements.clone());
+        registry.register("backlog_reads", "Statements for backlogs", backlog_reads.clone());
         registry.register("tasks_created", "Tasks created by API", tasks_created.clone());
         registry.register("listener_losses", "Lost LISTEN connections", listener_losses.clone());
         registry.register(
@@ -89,6 +92,7 @@ impl Metrics {
             registry,
             streams_open,
             announcements,
+            backlog_reads,
             tasks_created,
             listener_losses,
             notification_queue_usage,

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{Config, Secret};
 use crate::domain::ReplicaId;
+use crate::http::room::Room;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
 use crate::maintenance::{expire, promote, prune, reap, replicas, seen, vigil};
@@ -22,7 +23,7 @@ use crate::push::inbox::Inbox;
 use crate::push::listener::Listener;
 use crate::push::router::Router;
 use crate::push::watch::Watch;
-use crate::push::{presence, sweep, watch};
+use crate::push::{age, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::store::migrate::{MigrateError, migrate};
 use crate::store::{Danger, Store, StoreError, Times, chain, parse_url};
@@ -184,9 +185,11 @@ impl Replica {
             .database_listen_url
             .as_ref()
             .is_some_and(|url| url.reveal() != database_url.reveal());
-        let parts = Parts::new(Store::new(database, listen, pooled, times), address);
+        let parts =
+            Parts::new(Store::new(database, listen, pooled, times), address, config.max_age);
         let (trigger, shutdown) = shutdown::channel();
 
+        let room = Room::open();
         let (listener_task, mut proof) = Listener::new();
         let app = App::new(
             parts.store.clone(),
@@ -196,6 +199,7 @@ impl Replica {
             Arc::clone(&parts.metrics),
             proof.clone(),
             shutdown.clone(),
+            Arc::clone(&room),
             parts.replica,
             StreamSettings {
                 enabled: config.sse_enabled,
@@ -223,7 +227,7 @@ impl Replica {
                     hub.drain(drain).await;
                 }
             };
-            let serve = accept::serve(listener, http::router(app), drained, shutdown.clone());
+            let serve = accept::serve(listener, http::router(app), room, drained, shutdown.clone());
             let result = tokio::select! {
                 () = serve => Ok(()),
                 _ = loops.join_next() => shutdown.is_stopping().then_some(()).ok_or(StartError::Loop),
@@ -273,11 +277,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(store: Store, address: SocketAddr) -> Self {
+    fn new(store: Store, address: SocketAddr, max_age: Duration) -> Self {
         let metrics = Arc::new(Metrics::new());
         Self {
             store,
-            hub: Arc::new(Hub::new(Arc::clone(&metrics))),
+            hub: Arc::new(Hub::new(Arc::clone(&metrics), max_age)),
             inbox: Arc::default(),
             watch: Arc::default(),
             seen: Arc::default(),
@@ -317,7 +321,9 @@ impl Parts {
             router.clone(),
             stop(),
         )));
-        run(Box::pin(sweep::settle(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(settle::run(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(age::run(store.clone(), Arc::clone(hub), stop())));
+        run(Box::pin(stuck::run(Arc::clone(hub), stop())));
         run(Box::pin(watch::run(store.clone(), Arc::clone(&self.watch), stop())));
         run(Box::pin(presence::heartbeat(
             store.clone(),

@@ -150,7 +150,7 @@ async fn gone(app: &App, waiter: &Waiter) -> HashSet<TaskId> {
     if !told.is_empty() {
         let ids: Vec<_> = told.iter().copied().collect();
         match app.store.push_still_claimable(&ids).await {
-            Ok(still) => told.retain(|id| still.iter().all(|ready| ready.id != *id)),
+            Ok(still) => told.retain(|id| still.claimable.iter().all(|ready| ready.id != *id)),
             // Not known to be gone, so not gone.
             Err(_) => told.clear(),
         }

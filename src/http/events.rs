@@ -16,7 +16,7 @@ use tokio::sync::watch::Receiver;
 use super::App;
 use super::extract::{TaskInPath, header};
 use super::problem::Problem;
-use super::stream::{RETRY_MS, stream_headers};
+use super::stream::stream_headers;
 use crate::domain::TaskId;
 use crate::push::frames::{self, End};
 use crate::push::watch::Seen;
@@ -46,7 +46,7 @@ async fn follow(
         return Err(Problem::Draining);
     }
     let seen = app.watch.follow(task).ok_or(Problem::Store(StoreError::Busy))?;
-    let first = frames::retry(rand::random_range(RETRY_MS));
+    let first = frames::retry(rand::random_range(frames::RETRY_MS));
     let follower = Follower { app, id, seen, told: None, has_ended: false };
     let rest = stream::unfold(follower, async |mut follower| {
         let frame = follower.next().await?;

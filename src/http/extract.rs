@@ -10,12 +10,15 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::App;
 use super::problem::Problem;
+use super::request_body::BodyError;
 use crate::domain::limits::{BODY_BYTES_MAX, Invalid};
 use crate::domain::{TaskId, WorkerId};
+use crate::store::StoreError;
 
 /// Bytes of a body beyond its limit that are read only so that its sender gets to hear the answer.
 const DISCARDED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -206,7 +209,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for MaybeJson
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (head, body) = request.into_parts();
-        let bytes = read(&head.headers, body, BODY_BYTES_MAX).await?;
+        let bytes = read(&head.headers, body, BODY_BYTES_MAX, |_| Ok(())).await?;
         if bytes.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
@@ -219,7 +222,30 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for MaybeJson
 pub(super) async fn read_json(request: Request, bytes_max: usize) -> Result<Bytes, Problem> {
     let (head, body) = request.into_parts();
     check_is_json(&head.headers)?;
-    read(&head.headers, body, bytes_max).await
+    read(&head.headers, body, bytes_max, |_| Ok(())).await
+}
+
+/// The bytes of a large body that says that it is JSON, with what they take of the room for such bodies.
+/// It is taken as they arrive: who sends slowly, or only announces much, holds up nobody.
+pub(super) async fn read_large_json(
+    request: Request,
+    bytes_max: usize,
+    kib_left: &Semaphore,
+) -> Result<(Bytes, Vec<SemaphorePermit<'_>>), Problem> {
+    let (head, body) = request.into_parts();
+    check_is_json(&head.headers)?;
+    let mut taken = Vec::new();
+    let (mut paid, mut count) = (0, 0);
+    let bytes = read(&head.headers, body, bytes_max, |more| {
+        count += more;
+        let kib = u32::try_from((count.div_ceil(1024)) - paid).unwrap_or(u32::MAX);
+        let permit = kib_left.try_acquire_many(kib);
+        taken.push(permit.map_err(|_| Problem::Store(StoreError::Busy))?);
+        paid += kib as usize;
+        Ok(())
+    })
+    .await?;
+    Ok((bytes, taken))
 }
 
 /// A page on the web can make a browser post forms and plain text to any server that the browser
@@ -234,7 +260,12 @@ fn check_is_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Reads a whole body. What is too much is read on for a while and thrown away: a connection that is
 /// closed on a client in the middle of its sending loses the answer.
-async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    mut keep: impl FnMut(usize) -> Result<(), Problem>,
+) -> Result<Bytes, Problem> {
     let discarded_max = bytes_max + DISCARDED_BYTES_MAX;
     let announced = headers
         .get(CONTENT_LENGTH)
@@ -248,9 +279,10 @@ async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes
     let (mut bytes, mut count) = (BytesMut::new(), 0);
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Problem::BodyUnreadable)?;
+        let chunk = chunk.map_err(unreadable)?;
         count += chunk.len();
         if count <= bytes_max {
+            keep(chunk.len())?;
             bytes.extend_from_slice(&chunk);
         } else if count <= discarded_max {
             bytes = BytesMut::new();
@@ -262,6 +294,13 @@ async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes
         return Err(Problem::TooLarge { bytes_max });
     }
     Ok(bytes.freeze())
+}
+
+fn unreadable(error: axum::Error) -> Problem {
+    match error.into_inner().downcast_ref() {
+        Some(BodyError::Silent) => Problem::BodyStalled,
+        _ => Problem::BodyUnreadable,
+    }
 }
 
 /// Reads JSON; tells broken JSON from JSON of another form.

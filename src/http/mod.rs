@@ -4,11 +4,17 @@
 pub mod accept;
 mod claim_next;
 mod claims;
+mod connection;
 mod events;
 mod extract;
+mod feed;
 mod health;
 mod problem;
+mod request_body;
+pub mod room;
+mod socket;
 mod stream;
+mod stream_writer;
 mod tasks;
 mod workers;
 
@@ -32,13 +38,16 @@ use crate::push::watch::Watch;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use problem::Problem;
+use room::Room;
 
 /// A request has this long to arrive and be answered. Streams have no end; only their beginning has.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Listings that are read at the same time: one by a rare filter reads much, and others must not wait.
 const LISTINGS_IN_FLIGHT: usize = 4;
-/// Batches that are read and inserted at the same time: each may be 32 MiB.
+/// Batches that are inserted at the same time.
 const BATCHES_IN_FLIGHT: usize = 4;
+/// KiB of batches that have arrived and are not inserted yet, in all.
+const BATCH_KIB_IN_FLIGHT: usize = 128 * 1024;
 
 /// What handlers need. Cheap to clone.
 #[derive(Clone)]
@@ -55,9 +64,11 @@ pub struct Shared {
     pub shutdown: Shutdown,
     pub replica_id: ReplicaId,
     pub streams: StreamSettings,
+    pub room: Arc<Room>,
     /// What the tasks that somebody follows are read for.
     pub watch: Arc<Watch>,
     batches: Semaphore,
+    batch_kib: Semaphore,
     claims: Arc<Semaphore>,
     idle_claims: Arc<Semaphore>,
     listings: Semaphore,
@@ -86,6 +97,7 @@ impl App {
         metrics: Arc<Metrics>,
         proof: Proof,
         shutdown: Shutdown,
+        room: Arc<Room>,
         replica_id: ReplicaId,
         streams: StreamSettings,
     ) -> Self {
@@ -97,10 +109,12 @@ impl App {
             metrics,
             proof,
             shutdown,
+            room,
             replica_id,
             streams,
             watch,
             batches,
+            batch_kib: Semaphore::new(BATCH_KIB_IN_FLIGHT),
             claims: Arc::new(Semaphore::new(claim_next::CLAIMS_IN_FLIGHT)),
             idle_claims: Arc::new(Semaphore::new(claim_next::IDLE_CLAIMS_IN_FLIGHT)),
             listings: Semaphore::new(LISTINGS_IN_FLIGHT),

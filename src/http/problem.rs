@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::request_body::BODY_SILENCE_MAX;
 use crate::domain::limits::Invalid;
 use crate::domain::{Status, TaskId};
 use crate::store::{Lost, StoreError, chain};
@@ -23,6 +24,7 @@ pub(super) enum Problem {
     BodyUnreadable,
     TooLarge { bytes_max: usize },
     TooSlow { seconds: u64 },
+    BodyStalled,
     WorkerIdMissing,
     WorkerIdConflict,
     SlotsNotServed,
@@ -43,6 +45,7 @@ pub(super) enum Problem {
     InvalidBatch { errors: Vec<(usize, String)>, count: usize },
     StreamsDisabled,
     Draining,
+    TooManyStreams,
     NotReady(String),
     Store(StoreError),
 }
@@ -143,6 +146,15 @@ impl Problem {
                 "too_slow",
                 "The request took too long",
                 format!("a request has {seconds} s to arrive and be answered; try again"),
+            ),
+            Self::BodyStalled => of(
+                S::REQUEST_TIMEOUT,
+                "too_slow",
+                "The request took too long",
+                format!(
+                    "nothing of its body came for {} s; try again",
+                    BODY_SILENCE_MAX.as_secs()
+                ),
             ),
             Self::WorkerIdMissing => of(
                 S::BAD_REQUEST,
@@ -278,6 +290,12 @@ impl Problem {
                 "sse_disabled",
                 "Streams are switched off",
                 "this server runs with WORKER_SSE_ENABLED=false".to_owned(),
+            ),
+            Self::TooManyStreams => of(
+                S::SERVICE_UNAVAILABLE,
+                "too_many_streams",
+                "Too many streams",
+                "this replica has no room for more; connect again: another one may".to_owned(),
             ),
             Self::Draining => of(
                 S::SERVICE_UNAVAILABLE,

@@ -1,36 +1,24 @@
 //! `GET /v1/worker/tasks/stream`: a worker's open line.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use bytes::Bytes;
-use http_body::Frame;
-use tokio::time::{Instant, Sleep};
 
 use super::App;
 use super::extract::{Caller, Params, header_or_param};
+use super::feed::Feed;
 use super::problem::Problem;
+use super::room::StreamPlace;
 use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, Invalid};
 use crate::domain::routing::parse_list;
 use crate::domain::{ConnectionId, WorkerId};
 use crate::push::frames;
-use crate::push::hub::Hub;
-use crate::push::stream::Stream;
 use crate::store::{Opened, StoreError, StreamAsk};
-
-/// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
-/// do not come back at once.
-pub(super) const RETRY_MS: std::ops::Range<u64> = 500..3_000;
 
 pub(super) fn router() -> Router<App> {
     Router::new().route("/v1/worker/tasks/stream", get(open).head(head))
@@ -72,12 +60,13 @@ async fn open(
         replica_id: app.replica_id,
     };
     let wants_task = wants_task(params.get("events")?)?;
+    let place = app.room.enter_stream().ok_or(Problem::TooManyStreams)?;
 
     // In a task of its own: a client that hangs up here must not leave a presence without stream.
-    let body = tokio::spawn(subscribe(app, ask, wants_task))
+    let feed = tokio::spawn(subscribe(app, ask, wants_task, place))
         .await
         .map_err(|_| Problem::Store(StoreError::Busy))??;
-    Ok((stream_headers(), Body::new(body)).into_response())
+    Ok(feed.into_response())
 }
 
 /// To ask for the head alone changes nothing: it must not end the worker's stream for one that is
@@ -109,7 +98,12 @@ fn wants_task(events: Option<&str>) -> Result<bool, Problem> {
     Ok(wanted.contains(&"task"))
 }
 
-async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamBody, Problem> {
+async fn subscribe(
+    app: App,
+    ask: StreamAsk,
+    wants_task: bool,
+    place: StreamPlace,
+) -> Result<Feed, Problem> {
     let connection_id = ask.connection_id;
     let worker_id = ask.worker_id.clone();
     let routing = match app.store.stream_open(ask).await {
@@ -129,7 +123,7 @@ async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamB
         connection_id,
         app.replica_id,
         keepalive.as_secs(),
-        rand::random_range(RETRY_MS),
+        rand::random_range(frames::RETRY_MS),
     );
     tracing::info!(
         target: "worker_sse", worker_id = %routing.worker_id, %connection_id,
@@ -140,57 +134,5 @@ async fn subscribe(app: App, ask: StreamAsk, wants_task: bool) -> Result<StreamB
         // The drain may have passed before this stream was there.
         app.hub.end(&stream, frames::End::Draining);
     }
-    Ok(StreamBody {
-        stream,
-        hub: Arc::clone(&app.hub),
-        keepalive,
-        silence: Box::pin(tokio::time::sleep(keepalive)),
-    })
-}
-
-/// The bytes of one stream: what its mailbox holds, and a keepalive when there was nothing.
-struct StreamBody {
-    stream: Arc<Stream>,
-    hub: Arc<Hub>,
-    keepalive: Duration,
-    silence: Pin<Box<Sleep>>,
-}
-
-impl http_body::Body for StreamBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let frame = match self.stream.mailbox.poll_take(context) {
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(frame)) => {
-                if self.stream.mailbox.wants_refill() {
-                    self.hub.refill_one(self.stream.connection_id);
-                }
-                frame
-            }
-            Poll::Pending => {
-                if self.silence.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
-                }
-                frames::keepalive()
-            }
-        };
-        let next = Instant::now() + self.keepalive;
-        self.silence.as_mut().reset(next);
-        Poll::Ready(Some(Ok(Frame::data(frame))))
-    }
-}
-
-impl Drop for StreamBody {
-    fn drop(&mut self) {
-        self.hub.unsubscribe(&self.stream);
-        tracing::info!(
-            target: "worker_sse", worker_id = %self.stream.worker_id,
-            connection_id = %self.stream.connection_id, "stream closed"
-        );
-    }
+    Ok(Feed::new(stream, Arc::clone(&app.hub), keepalive, place))
 }

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::App;
 use super::extract::{
     MaybeJsonBody, Params, TaskInPath, header, is_object, parse, parse_object, parse_task_id,
-    read_json,
+    read_json, read_large_json,
 };
 use super::problem::Problem;
 use crate::domain::limits::{
@@ -97,8 +97,8 @@ async fn create_batch(State(app): State<App>, request: Request) -> Result<Respon
             "is for single tasks; POST /v1/tasks takes it",
         )));
     }
+    let (body, _room) = read_large_json(request, BATCH_BODY_BYTES_MAX, &app.batch_kib).await?;
     let _slot = app.batches.acquire().await.map_err(|_| Problem::Store(StoreError::Busy))?;
-    let body = read_json(request, BATCH_BODY_BYTES_MAX).await?;
     let tasks = check_batch(&body)?;
     let ids = app.store.task_create_all(tasks).await?;
     app.metrics.tasks_created.inc_by(ids.len() as u64);

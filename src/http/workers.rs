@@ -5,14 +5,13 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::time::Duration;
 
 use super::App;
 use super::extract::{Caller, JsonBody, WorkerInPath};
 use super::problem::Problem;
 use crate::domain::WorkerId;
 use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, HOSTNAME_CHARS_MAX, Invalid};
-use crate::store::{Registration, Unregistered, WorkerState};
+use crate::store::{Registration, SeenWorker, Unregistered, WorkerState};
 
 pub(super) fn router() -> Router<App> {
     Router::new()
@@ -184,7 +183,7 @@ async fn heartbeat(
     State(app): State<App>,
     WorkerInPath(id): WorkerInPath,
 ) -> Result<Json<Value>, Problem> {
-    if app.store.worker_seen(&[(id.clone(), Duration::ZERO)]).await? == 0 {
+    if app.store.worker_seen(&[SeenWorker::now(&id)]).await? == 0 {
         return Err(Problem::WorkerNotFound(id.to_string()));
     }
     let timeout_seconds = app.store.times().worker_timeout.as_secs();

@@ -1,4 +1,6 @@
 //! Workers' signs of life: noted in memory by every call, written every few seconds, many at once.
+//! With them goes which task a worker asked for in vain where it has no stream: its stream, elsewhere, may
+//! wait for the proof that it was read (see `push::unread`).
 //! A crash loses the last few seconds of them, which no timeout notices.
 
 use std::collections::HashMap;
@@ -6,53 +8,93 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::every;
-use crate::domain::WorkerId;
+use crate::domain::{TaskId, WorkerId};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{SeenWorker, Store};
 
 /// How often to write, at most; a short `WORKER_SSE_TIMEOUT` has it done more often.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// How often to write, at least.
 const FLUSH_FASTEST: Duration = Duration::from_millis(250);
+/// How often to write what workers asked for.
+const FLUSH_ASKED_EVERY: Duration = Duration::from_secs(1);
 /// Workers that may be noted between two writes; calls of further ones go unnoted until then.
 const WORKERS_MAX: usize = 50_000;
 
 /// Who called since the last write, and when.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<HashMap<WorkerId, Instant>>);
+pub struct Seen(Mutex<Notes>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    workers: HashMap<WorkerId, Note>,
+    /// Some of them asked for a task.
+    has_asked: bool,
+    taken_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    at: Instant,
+    /// The task that it asked for last, in vain, and when.
+    asked: Option<(TaskId, Instant)>,
+}
 
 impl Seen {
     /// Notes a call.
     pub fn note(&self, worker: &WorkerId) {
-        let mut seen = self.lock();
-        if let Some(at) = seen.get_mut(worker) {
-            *at = Instant::now();
-        } else if seen.len() < WORKERS_MAX {
-            seen.insert(worker.clone(), Instant::now());
-        }
+        self.lock().note(worker, None);
+    }
+
+    /// Notes that a worker that has no stream here asked for a task in vain.
+    pub fn note_asked(&self, worker: &WorkerId, task: TaskId) {
+        self.lock().note(worker, Some(task));
     }
 
     /// Forgets a worker that said farewell.
     pub fn forget(&self, worker: &WorkerId) {
-        self.lock().remove(worker);
+        self.lock().workers.remove(worker);
     }
 
-    fn take(&self) -> Vec<(WorkerId, Duration)> {
-        std::mem::take(&mut *self.lock()).into_iter().map(|(id, at)| (id, at.elapsed())).collect()
+    /// All that was noted; nothing while nothing is urgent and the last time is not so long ago.
+    fn take(&self, period: Duration) -> HashMap<WorkerId, Note> {
+        let mut notes = self.lock();
+        let is_time = notes.taken_at.is_none_or(|at| at.elapsed() >= period);
+        if !is_time && !notes.has_asked {
+            return HashMap::new();
+        }
+        notes.has_asked = false;
+        notes.taken_at = Some(Instant::now());
+        std::mem::take(&mut notes.workers)
     }
 
     /// After a failed write: nothing noted is lost, and what was noted meanwhile is newer.
-    fn put_back(&self, unwritten: Vec<(WorkerId, Duration)>) {
-        let mut seen = self.lock();
-        for (worker, ago) in unwritten {
-            if let Some(at) = Instant::now().checked_sub(ago) {
-                seen.entry(worker).or_insert(at);
-            }
+    fn put_back(&self, unwritten: HashMap<WorkerId, Note>) {
+        let mut notes = self.lock();
+        for (worker, before) in unwritten {
+            notes.has_asked |= before.asked.is_some();
+            let note = notes.workers.entry(worker).or_insert(before);
+            note.asked = note.asked.or(before.asked);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<WorkerId, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Notes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Notes {
+    fn note(&mut self, worker: &WorkerId, asked: Option<TaskId>) {
+        let at = Instant::now();
+        let asked = asked.map(|task| (task, at));
+        if let Some(note) = self.workers.get_mut(worker) {
+            *note = Note { at, asked: asked.or(note.asked) };
+        } else if self.workers.len() < WORKERS_MAX {
+            self.workers.insert(worker.clone(), Note { at, asked });
+        } else {
+            return;
+        }
+        self.has_asked |= asked.is_some();
     }
 }
 
@@ -60,10 +102,13 @@ impl Seen {
 pub async fn run(store: Store, notes: Arc<Seen>, shutdown: Shutdown) {
     let times = store.times();
     let period = (times.worker_timeout.min(times.lease) / 4).clamp(FLUSH_FASTEST, FLUSH_EVERY);
-    every("the noting of signs of life failed", period, shutdown, async || {
-        let seen = notes.take();
-        if !seen.is_empty()
-            && let Err(error) = store.worker_seen(&seen).await
+    let look_every = period.min(FLUSH_ASKED_EVERY);
+    every("the noting of signs of life failed", look_every, shutdown, async || {
+        // Half a look early rather than one late.
+        let seen = notes.take(period.saturating_sub(look_every / 2));
+        let columns: Vec<_> = seen.iter().map(|(worker, note)| column(worker, *note)).collect();
+        if !columns.is_empty()
+            && let Err(error) = store.worker_seen(&columns).await
         {
             notes.put_back(seen);
             return Err(error);
@@ -71,4 +116,12 @@ pub async fn run(store: Store, notes: Arc<Seen>, shutdown: Shutdown) {
         Ok(false)
     })
     .await;
+}
+
+fn column(worker: &WorkerId, note: Note) -> SeenWorker {
+    SeenWorker {
+        worker_id: worker.clone(),
+        ago: note.at.elapsed(),
+        asked: note.asked.map(|(task, at)| (task, at.elapsed())),
+    }
 }

@@ -14,6 +14,10 @@ use crate::store::{Cancellation, PushTask, TaskView};
 /// Bytes of a pushed frame, at most (protocol S8).
 pub const FRAME_BYTES_MAX: usize = 16 * 1024;
 
+/// The range of the hint how long to wait before a reconnect, in ms: streams that broke at once
+/// do not come back at once.
+pub const RETRY_MS: std::ops::Range<u64> = 500..3_000;
+
 /// One event. `data` is JSON without line breaks: also without those that only some readers, such
 /// as Python's `splitlines`, take for one.
 fn event(name: &'static str, data: &impl Serialize) -> String {
@@ -205,6 +209,10 @@ pub enum End {
     Unregistered,
     /// The replica shuts down.
     Draining,
+    /// Its peer takes nothing any more.
+    TooSlow,
+    /// It has been open for long: streams spread over the replicas again.
+    MaxAge,
     /// The task that was followed was deleted.
     TaskDeleted,
 }
@@ -217,11 +225,13 @@ impl End {
             Self::Superseded => "superseded",
             Self::Unregistered => "unregistered",
             Self::Draining => "draining",
+            Self::TooSlow => "too_slow",
+            Self::MaxAge => "max_age",
             Self::TaskDeleted => "task_not_found",
         }
     }
 
-    /// The `error` event before the end.
+    /// The `error` event before the end; who may come back is told when, and each another time.
     #[must_use]
     pub fn frame(self) -> Bytes {
         #[derive(Serialize)]
@@ -234,9 +244,15 @@ impl End {
             Self::Superseded => ("a newer stream of this worker_id has taken over", false),
             Self::Unregistered => ("this worker was unregistered", false),
             Self::Draining => ("this replica is shutting down; connect again", true),
+            Self::TooSlow => ("nothing was read for too long; connect again", true),
+            Self::MaxAge => ("this stream has reached its age; connect again", true),
             Self::TaskDeleted => ("the task was deleted", false),
         };
-        event("error", &Ended { message, code: self.code(), reconnect }).into()
+        let frame = event("error", &Ended { message, code: self.code(), reconnect });
+        if reconnect {
+            return format!("retry: {}\n{frame}", rand::random_range(RETRY_MS)).into();
+        }
+        frame.into()
     }
 }
 

@@ -7,7 +7,6 @@
 //! Locks are taken in one order: the hub's, a stream's, its mailbox's.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,10 +21,12 @@ use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
 use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
 use crate::metrics::Metrics;
-use crate::store::Ready;
 
 /// Connections whose presence is ended by one statement.
 const DEPARTURES_MAX: usize = 500;
+
+/// At which of the maximum age streams are ended: those that were opened at once are not ended so.
+const AGES: std::ops::Range<f64> = 0.75..1.25;
 
 /// All streams of this replica.
 #[derive(Debug)]
@@ -33,8 +34,8 @@ pub struct Hub {
     inner: Mutex<Inner>,
     attention: Notify,
     departure: Notify,
-    /// Where the next look for doubts begins: each stream gets its turn.
-    turn: AtomicUsize,
+    /// After how long streams are ended, about; zero: never.
+    max_age: Duration,
     /// Calls that wait for a task to claim.
     pub waiters: Arc<Waiters>,
     metrics: Arc<Metrics>,
@@ -54,12 +55,12 @@ struct Inner {
 impl Hub {
     /// A hub without streams.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, max_age: Duration) -> Self {
         Self {
             inner: Mutex::default(),
             attention: Notify::new(),
             departure: Notify::new(),
-            turn: AtomicUsize::new(0),
+            max_age,
             waiters: Arc::default(),
             metrics,
         }
@@ -80,8 +81,11 @@ impl Hub {
         first: Bytes,
     ) -> Arc<Stream> {
         let (worker_id, codebases) = (routing.worker_id.clone(), routing.codebases.clone());
-        let stream = Arc::new(Stream::new(connection_id, routing, window_size, wants_task));
-        stream.mailbox.put(&[first]);
+        let ages_at = (!self.max_age.is_zero())
+            .then(|| std::time::Instant::now() + self.max_age.mul_f64(rand::random_range(AGES)));
+        let stream =
+            Arc::new(Stream::new(connection_id, routing, window_size, wants_task, ages_at));
+        stream.deliver(first);
         let mut inner = self.inner();
         inner.index(connection_id, &codebases);
         inner.by_worker.entry(worker_id).or_default().push(connection_id);
@@ -95,11 +99,12 @@ impl Hub {
         stream
     }
 
-    /// Removes a stream whose connection is gone; its presence follows (see `presence`).
-    pub fn unsubscribe(&self, stream: &Stream) {
+    /// Removes a stream whose connection is gone; its presence follows (see `presence`). False: it
+    /// was removed before.
+    pub fn unsubscribe(&self, stream: &Stream) -> bool {
         let mut inner = self.inner();
         if inner.streams.remove(&stream.connection_id).is_none() {
-            return;
+            return false;
         }
         inner.unindex(stream.connection_id, &stream.routing().codebases);
         inner.attention.forget(stream.connection_id);
@@ -113,6 +118,7 @@ impl Hub {
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
+        true
     }
 
     fn count(&self, inner: &Inner) {
@@ -152,6 +158,22 @@ impl Hub {
         self.metrics.announcements.inc_by(told as u64);
     }
 
+    /// Counts a statement that read backlogs.
+    pub fn count_backlog_read(&self) {
+        self.metrics.backlog_reads.inc();
+    }
+
+    /// A worker asked for a task by its id: it has read its stream as far as that. False: its stream
+    /// is not here.
+    pub fn asked(&self, worker: &WorkerId, task: TaskId) -> bool {
+        let now = std::time::Instant::now();
+        let streams = self.inner().of_worker(worker);
+        for stream in &streams {
+            stream.prove(task, now);
+        }
+        !streams.is_empty()
+    }
+
     /// A worker acted on a task that it may have been told of: its window has room for another.
     pub fn acted(&self, worker: &WorkerId, task: TaskId) {
         let streams = self.inner().of_worker(worker);
@@ -168,13 +190,16 @@ impl Hub {
         let streams = self.inner().of_worker(worker);
         for stream in streams {
             stream.hasten(task);
+            if stream.wants_more() {
+                self.refill_one(stream.connection_id);
+            }
         }
     }
 
     /// Sends a worker, if it is connected here, a frame of its own.
     pub fn deliver(&self, worker: &WorkerId, frame: &Bytes) {
         for stream in self.inner().of_worker(worker) {
-            stream.mailbox.put(std::slice::from_ref(frame));
+            stream.deliver(frame.clone());
         }
     }
 
@@ -268,15 +293,19 @@ impl Hub {
         }
     }
 
-    /// Ends a stream with its reason.
+    /// Ends a stream with its reason. One whose peer takes nothing is gone at once: nobody would come
+    /// to read the reason.
     pub fn end(&self, stream: &Stream, why: End) {
+        if why == End::TooSlow && !self.unsubscribe(stream) {
+            return;
+        }
         self.metrics.stream_ended(why.code());
         stream.mailbox.close(why.frame());
     }
 
     /// Ends all streams, spread evenly over `window`: their workers do not come back all at once.
     pub async fn drain(&self, window: Duration) {
-        let streams: Vec<_> = self.inner().streams.values().cloned().collect();
+        let streams = self.streams();
         let begun = Instant::now();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
         for (n, stream) in (1..).zip(streams) {
@@ -288,44 +317,9 @@ impl Hub {
         }
     }
 
-    /// What is outstanding in windows that are full while more waits, and what is to be repeated;
-    /// of about `max` tasks, beginning with another stream each time.
-    pub fn doubtful(&self, max: usize) -> Doubtful {
-        let mut streams: Vec<_> = self.inner().streams.values().cloned().collect();
-        if !streams.is_empty() {
-            let turn = self.turn.load(Ordering::Relaxed) % streams.len();
-            streams.rotate_left(turn);
-        }
-        let now = std::time::Instant::now();
-        let mut doubtful = Doubtful::default();
-        for stream in streams {
-            if doubtful.asked.len() >= max {
-                break;
-            }
-            self.turn.fetch_add(1, Ordering::Relaxed);
-            // The net: nobody waits for ever whose turn was missed.
-            if stream.wants_more() && stream.mailbox.is_empty() {
-                self.refill_one(stream.connection_id);
-            }
-            let doubts = stream.doubts(now);
-            doubtful.repeats.extend(doubts.repeats);
-            if !doubts.check.is_empty() {
-                doubtful.asked.extend(doubts.check);
-                doubtful.streams.push(stream);
-            }
-        }
-        doubtful
-    }
-
-    /// Takes what can no longer be claimed out of some windows; has those read their backlog that
-    /// have room for it now.
-    pub fn settle(&self, doubtful: &Doubtful, still: &HashSet<Ready>) {
-        for stream in &doubtful.streams {
-            stream.clear(&doubtful.asked, still);
-            if stream.wants_more() {
-                self.refill_one(stream.connection_id);
-            }
-        }
+    /// All streams, in no order.
+    pub(super) fn streams(&self) -> Vec<Arc<Stream>> {
+        self.inner().streams.values().cloned().collect()
     }
 
     /// Connections that ended, once there are some.
@@ -376,16 +370,6 @@ impl Hub {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// What the hub is not sure of any more.
-#[derive(Debug, Default)]
-pub struct Doubtful {
-    /// Announcements to look up.
-    pub asked: HashSet<Ready>,
-    /// Those that are to be told again if they can still be claimed.
-    pub repeats: HashSet<Ready>,
-    streams: Vec<Arc<Stream>>,
 }
 
 impl Inner {

@@ -21,6 +21,8 @@ pub struct Mailbox {
 struct State {
     frames: VecDeque<Bytes>,
     bytes: usize,
+    /// Frames that were taken so far.
+    taken: u64,
     is_closed: bool,
     /// Something found no room: whoever empties the mailbox is to ask for it again.
     has_refused: bool,
@@ -61,6 +63,7 @@ impl Mailbox {
         match state.frames.pop_front() {
             Some(frame) => {
                 state.bytes = state.bytes.saturating_sub(frame.len());
+                state.taken += 1;
                 Poll::Ready(Some(frame))
             }
             None if state.is_closed => Poll::Ready(None),
@@ -71,6 +74,12 @@ impl Mailbox {
     /// Whether its socket has taken everything.
     pub fn is_empty(&self) -> bool {
         self.lock().frames.is_empty()
+    }
+
+    /// How many frames were taken so far, while some wait; `None`: none does.
+    pub fn taken_while_waiting(&self) -> Option<u64> {
+        let state = self.lock();
+        (!state.frames.is_empty()).then_some(state.taken)
     }
 
     /// True once after frames were refused and the mailbox is empty again.

@@ -3,11 +3,13 @@
 //! [`listener`] merges hints into the [`inbox`]; the [`router`] turns them into truth with one
 //! query, makes the [`frames`] once and offers them to the streams of the [`hub`]; each stream's
 //! [`window`] decides, and its [`mailbox`] holds what its socket has not taken yet.
-//! [`sweep`] finds what no hint told, [`presence`] keeps the streams' rows. Besides streams there are
+//! [`sweep`] finds what no hint told, [`settle`] what has become of what was told, [`unread`] counts what
+//! a worker may not have read, [`age`] and [`stuck`] end streams, [`presence`] keeps their rows. Besides streams there are
 //! [`waiters`], calls that wait for a task to claim, and who follows one task: [`watch`].
 //!
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
+pub mod age;
 mod attention;
 pub mod frames;
 pub mod hub;
@@ -16,8 +18,11 @@ pub mod listener;
 pub mod mailbox;
 pub mod presence;
 pub mod router;
+pub mod settle;
 pub mod stream;
+pub mod stuck;
 pub mod sweep;
+pub mod unread;
 pub mod waiters;
 pub mod watch;
 pub mod window;

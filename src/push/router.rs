@@ -1,21 +1,27 @@
 //! Hints in, announcements out: looks the truth up, makes the frames once, and fans out.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frames::{self, End};
 use super::hub::Hub;
 use super::inbox::{Hints, Inbox};
-use super::stream::{Announcement, Stream};
-use crate::domain::{ReplicaId, TaskId, WorkerId};
+use super::stream::{Announcement, Refill, Stream};
+use crate::domain::{ReplicaId, Routing, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
-use crate::store::{Ready, Store, StoreError, report};
+use crate::store::{PushTask, Ready, Store, StoreError, report};
 
 /// Tasks that one statement looks up.
 const LOOKUP_TASKS_MAX: usize = 200;
-/// Streams whose backlogs one statement reads.
-const REFILL_STREAMS_MAX: usize = 8;
+/// Streams that are looked at together.
+const REFILL_STREAMS_MAX: usize = 500;
+/// Backlogs that one statement reads: of so many workers, or ways to be routed.
+const BACKLOGS_MAX: usize = 8;
+/// Windows that a shared backlog would fill: some of it may be for certain workers alone.
+const SHARED_WINDOWS: usize = 2;
+/// Streams of one round that read a backlog of their own; more wait for the next round.
+const ALONE_MAX: usize = 32;
 /// Statements that read backlogs at the same time: a storm of reconnects leaves Postgres to claims.
 const REFILLS_IN_FLIGHT: usize = 2;
 /// Wait after Postgres did not answer.
@@ -136,20 +142,83 @@ impl Router {
 
     async fn attend_to(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
         self.review(streams).await?;
-        let workers: Vec<_> = streams.iter().map(|(stream, _)| stream.worker_id.clone()).collect();
-        let begun: Vec<_> = streams.iter().map(|(stream, _)| stream.refill_begin()).collect();
-        let limit = i64::try_from(self.window_size).unwrap_or(i64::MAX);
-        let backlogs = self.store.push_backlog(&workers, limit).await?;
-        for (((stream, _), begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
-            let is_all = backlog.len() < self.window_size;
-            let backlog: Vec<_> = backlog.into_iter().map(Announcement::new).collect();
-            let (told, again) = stream.refill(begun, &backlog, is_all);
-            self.hub.count_announcements(told);
-            if again {
-                self.hub.refill_one(stream.connection_id);
-            }
+        let mut by_routing: HashMap<_, Vec<_>> = HashMap::new();
+        for (stream, _) in streams {
+            let Routing { codebases, capabilities, .. } = stream.routing();
+            by_routing.entry((codebases, capabilities)).or_default().push(stream);
+        }
+        // Who is routed like nobody else here has nothing to share.
+        let (mut alone, mut alike) = (Vec::new(), Vec::new());
+        for group in by_routing.into_values() {
+            if group.len() == 1 { alone.extend(group) } else { alike.push(group) }
+        }
+        for groups in alike.chunks(BACKLOGS_MAX) {
+            alone.extend(self.refill_alike(groups).await?);
+        }
+        // The other lane takes its share of many.
+        let own = alone.split_off(alone.len().min(ALONE_MAX));
+        for stream in own {
+            self.hub.refill_one(stream.connection_id);
+        }
+        for streams in alone.chunks(BACKLOGS_MAX) {
+            self.refill_each(streams).await?;
         }
         Ok(())
+    }
+
+    /// Reads one backlog for all streams of a group, which are routed alike, and makes its frames once.
+    /// Gives back those that are to read their own: what is for others of the group alone took the place
+    /// of what is for them.
+    async fn refill_alike<'a>(
+        &self,
+        groups: &[Vec<&'a Arc<Stream>>],
+    ) -> Result<Vec<&'a Arc<Stream>>, StoreError> {
+        let begun: Vec<Vec<_>> = groups
+            .iter()
+            .map(|group| group.iter().map(|stream| stream.refill_begin()).collect())
+            .collect();
+        let routings: Vec<_> = groups.iter().map(|group| group[0].routing()).collect();
+        self.hub.count_backlog_read();
+        let most = self.window_size * SHARED_WINDOWS;
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let backlogs = self.store.push_backlog_shared(&routings, limit).await?;
+        let mut crowded_out = Vec::new();
+        for ((group, begun), backlog) in groups.iter().zip(begun).zip(backlogs) {
+            let is_all = backlog.len() < most;
+            let backlog = announcements(backlog);
+            for (stream, begun) in group.iter().zip(begun) {
+                if is_all || stream.matching(&backlog) >= self.window_size {
+                    self.refill(stream, begun, &backlog, is_all);
+                } else {
+                    crowded_out.push(*stream);
+                }
+            }
+        }
+        Ok(crowded_out)
+    }
+
+    async fn refill_each(&self, streams: &[&Arc<Stream>]) -> Result<(), StoreError> {
+        let workers: Vec<_> = streams.iter().map(|stream| stream.worker_id.clone()).collect();
+        let begun: Vec<_> = streams.iter().map(|stream| stream.refill_begin()).collect();
+        self.hub.count_backlog_read();
+        let backlogs = self.store.push_backlog(&workers, self.limit()).await?;
+        for ((stream, begun), backlog) in streams.iter().zip(begun).zip(backlogs) {
+            let is_all = backlog.len() < self.window_size;
+            self.refill(stream, begun, &announcements(backlog), is_all);
+        }
+        Ok(())
+    }
+
+    fn refill(&self, stream: &Stream, begun: Refill, backlog: &[Announcement], is_all: bool) {
+        let (told, again) = stream.refill(begun, backlog, is_all);
+        self.hub.count_announcements(told);
+        if again {
+            self.hub.refill_one(stream.connection_id);
+        }
+    }
+
+    fn limit(&self) -> i64 {
+        i64::try_from(self.window_size).unwrap_or(i64::MAX)
     }
 
     /// Ends streams that were superseded or whose worker is gone, routes the others as the worker's
@@ -193,6 +262,10 @@ impl Router {
         );
         self.hub.end(stream, why);
     }
+}
+
+fn announcements(backlog: Vec<PushTask>) -> Vec<Announcement> {
+    backlog.into_iter().map(Announcement::new).collect()
 }
 
 /// What was looked up of late. Only spares work: to forget is harmless.

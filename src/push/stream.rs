@@ -1,15 +1,20 @@
 //! One open stream: what its worker was told of, and what waits for it in Postgres.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::frames::TaskFrames;
+use super::frames::{self, TaskFrames};
 use super::mailbox::Mailbox;
-use super::window::{Verdict, Window};
+use super::unread::on_the_way;
+use super::window::{Offered, Verdict, Window};
 use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
 use crate::store::{PushTask, Ready};
+
+/// A stream that is old enough to end and did not is old enough again after this long.
+const AGE_TRY_AGAIN: Duration = Duration::from_mins(1);
 
 /// A claimable task with its frames, ready for any number of streams.
 #[derive(Debug)]
@@ -56,6 +61,12 @@ struct State {
     routing: Routing,
     window: Window,
     waiting: Waiting,
+    /// Nothing more is announced: it is about to end.
+    is_retiring: bool,
+    /// When it is old enough to end.
+    ages_at: Option<Instant>,
+    /// How much its socket had taken when it was last looked at, and since when that has been all.
+    taken: Option<(u64, Instant)>,
 }
 
 /// What is held back: it stays in Postgres, and is read from there when there is room.
@@ -83,8 +94,20 @@ impl Waiting {
         self.held_back > self.settled
     }
 
+    /// Whether a task matters more than all that is held back.
+    fn is_urgent(&self, priority: i32) -> bool {
+        self.is_any() && self.behind.is_some_and(|behind| priority > behind)
+    }
+
     fn goes_before(&self, priority: i32) -> bool {
         self.is_any() && self.behind >= Some(priority)
+    }
+}
+
+impl State {
+    fn hold_back(&mut self, priority: i32) -> Offer {
+        self.waiting.hold(Some(priority));
+        Offer::HeldBack
     }
 }
 
@@ -121,6 +144,7 @@ impl Stream {
         routing: Routing,
         window_size: usize,
         wants_task: bool,
+        ages_at: Option<Instant>,
     ) -> Self {
         let waiting =
             Waiting { held_back: 1, settled: 0, behind: Some(i32::MAX), behind_next: None };
@@ -129,7 +153,14 @@ impl Stream {
             worker_id: routing.worker_id.clone(),
             mailbox: Mailbox::default(),
             wants_task,
-            state: Mutex::new(State { routing, window: Window::new(window_size), waiting }),
+            state: Mutex::new(State {
+                routing,
+                window: Window::new(window_size),
+                waiting,
+                is_retiring: false,
+                ages_at,
+                taken: None,
+            }),
         }
     }
 
@@ -147,30 +178,68 @@ impl Stream {
         if !state.routing.matches(task.push.task.routing()) {
             return Offer::Passed;
         }
-        let (ready, priority) = (task.ready(), task.priority());
-        match state.window.consider(ready, priority, now) {
+        let frames = [task.frames.available.clone(), task.frames.task.clone()];
+        let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
+        let priority = task.priority();
+        let offer = Offered {
+            ready: task.ready(),
+            priority,
+            bytes: on_the_way(frames),
+            is_urgent: state.waiting.is_urgent(priority),
+        };
+        let is_behind = from == From::Live && state.waiting.goes_before(priority);
+        match state.window.consider(offer, now) {
             Verdict::Known => return Offer::Passed,
             // No news, and the worker has not read what it was told since.
-            Verdict::Again if !self.mailbox.is_empty() => return Offer::Passed,
-            Verdict::Announce if from == From::Live && state.waiting.goes_before(priority) => {
-                state.waiting.hold(Some(priority));
-                return Offer::HeldBack;
+            Verdict::Again if state.is_retiring || !self.mailbox.is_empty() => {
+                return Offer::Passed;
             }
-            Verdict::HoldBack => {
-                state.waiting.hold(Some(priority));
-                return Offer::HeldBack;
+            Verdict::Announce if is_behind => return state.hold_back(priority),
+            Verdict::Announce | Verdict::Anew if state.is_retiring => {
+                return state.hold_back(priority);
+            }
+            Verdict::HoldBack => return state.hold_back(priority),
+            Verdict::Unread => {
+                state.window.wait_for_proof();
+                return state.hold_back(priority);
             }
             Verdict::Announce | Verdict::Again | Verdict::Anew => {}
         }
-        let frames = [task.frames.available.clone(), task.frames.task.clone()];
-        let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
         if !self.mailbox.put(frames) {
             state.waiting.hold(Some(priority));
             return Offer::SocketIsBusy;
         }
-        let bytes = frames.iter().map(Bytes::len).sum();
-        state.window.note(ready, priority, bytes, now);
+        state.window.note(offer, now);
         Offer::Told
+    }
+
+    /// Sends the worker a frame that announces nothing, whatever it has read.
+    pub(super) fn deliver(&self, frame: Bytes) {
+        let mut state = self.state();
+        let frames = [frame];
+        if self.mailbox.put(&frames) {
+            state.window.note_other(on_the_way(&frames));
+        }
+    }
+
+    /// The keepalive after some silence, unless the worker has not read for so long that even those
+    /// would fill its socket.
+    pub fn keepalive(&self) -> Option<Bytes> {
+        let frame = frames::keepalive();
+        let mut state = self.state();
+        if state.window.note_keepalive(on_the_way([&frame])) {
+            return Some(frame);
+        }
+        // Who holds no claim may as well begin afresh.
+        let soon = Instant::now();
+        state.ages_at = Some(state.ages_at.map_or(soon, |at| at.min(soon + AGE_TRY_AGAIN)));
+        None
+    }
+
+    /// How much of a backlog that was read for several is for its worker.
+    pub(super) fn matching(&self, backlog: &[Announcement]) -> usize {
+        let state = self.state();
+        backlog.iter().filter(|task| state.routing.matches(task.push.task.routing())).count()
     }
 
     /// To be called before the backlog is read from Postgres.
@@ -222,8 +291,13 @@ impl Stream {
 
     /// The worker acted on a task; whether there is room for more now that waits.
     pub(super) fn settle(&self, task: TaskId) -> bool {
-        let settled = self.state().window.settle(task);
-        settled && self.wants_more()
+        self.state().window.settle(task);
+        self.wants_more()
+    }
+
+    /// The worker asked for a task by its id at that time, which proves that it has read so far.
+    pub(super) fn prove(&self, task: TaskId, asked_at: Instant) {
+        self.state().window.prove(task, asked_at);
     }
 
     /// The worker could not claim a task because its row was locked.
@@ -235,20 +309,24 @@ impl Stream {
     pub(super) fn doubts(&self, now: Instant) -> Doubts {
         let mut state = self.state();
         let repeats = state.window.to_repeat(now);
-        let check = if state.waiting.is_any() && !state.window.has_room() {
+        let is_any = state.waiting.is_any();
+        let check = if is_any && !state.window.has_room() {
             state.window.outstanding().collect()
         } else {
             repeats.clone()
         };
-        Doubts { check, repeats }
+        Doubts { check, repeats, waits_for_proof: is_any && state.window.waits_for_proof() }
     }
 
-    /// Takes what was looked up and can no longer be claimed out of the window.
+    /// Takes what was looked up and can no longer be claimed out of the window. What this worker
+    /// `won`, on whatever replica, it has read of.
     pub(super) fn clear(
         &self,
-        asked: &std::collections::HashSet<Ready>,
-        still: &std::collections::HashSet<Ready>,
+        asked: &HashSet<Ready>,
+        still: &HashSet<Ready>,
+        won: &HashMap<TaskId, String>,
     ) {
+        let now = Instant::now();
         let mut state = self.state();
         let gone: Vec<_> = state
             .window
@@ -256,8 +334,49 @@ impl Stream {
             .filter(|ready| asked.contains(ready) && !still.contains(ready))
             .collect();
         for ready in gone {
+            // By its id, as far as can be seen from here: a worker that claims the next ones elsewhere
+            // and reads nothing of its stream is given more credit than it should have.
+            if won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str()) {
+                state.window.prove(ready.id, now);
+            }
             state.window.settle(ready.id);
         }
+    }
+
+    /// Whether it is old enough to end.
+    pub(super) fn is_aged(&self, now: Instant) -> bool {
+        let state = self.state();
+        !state.is_retiring && state.ages_at.is_some_and(|at| at <= now)
+    }
+
+    /// Announces nothing more.
+    pub(super) fn retire(&self) {
+        self.state().is_retiring = true;
+    }
+
+    /// Goes on as before, and is old enough to end a while later.
+    pub(super) fn go_on(&self) {
+        let mut state = self.state();
+        state.is_retiring = false;
+        state.ages_at = Some(Instant::now() + AGE_TRY_AGAIN);
+        state.waiting.hold(None);
+    }
+
+    /// What the worker was told of and may yet claim, or come to read.
+    pub(super) fn may_act_on(&self) -> Vec<TaskId> {
+        self.state().window.may_act_on().collect()
+    }
+
+    /// For how long its socket has taken nothing of what waits for it.
+    pub(super) fn stuck_for(&self, now: Instant) -> Duration {
+        let taken = self.mailbox.taken_while_waiting();
+        let mut state = self.state();
+        let since = match (taken, state.taken) {
+            (Some(taken), Some((before, since))) if taken == before => since,
+            _ => now,
+        };
+        state.taken = taken.map(|taken| (taken, since));
+        now.saturating_duration_since(since)
     }
 
     /// How it is routed.
@@ -279,4 +398,6 @@ pub(super) struct Doubts {
     pub(super) check: Vec<Ready>,
     /// To be told again if it can still be claimed.
     pub(super) repeats: Vec<Ready>,
+    /// More waits until the worker is proven to have read what it was told.
+    pub(super) waits_for_proof: bool,
 }

@@ -6,17 +6,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::unread::{Mark, Unread};
 use crate::domain::TaskId;
 use crate::store::Ready;
 
 /// Bytes of outstanding announcements at which a window is full.
 pub const WINDOW_BYTES: usize = 32 * 1024;
-/// Settled announcements that a window remembers, so that a late read does not repeat them (S5).
+/// Settled announcements that a window remembers, so that a late read does not repeat them (S5), and how
+/// far a claim of one proves reading. An announcement has 200 bytes at least: all unread ones are among them.
 const REMEMBERED_MAX: usize = 256;
 /// An announcement that nobody acted on is repeated after this long, then at growing intervals (S6).
 const REPEAT_FIRST: Duration = Duration::from_mins(1);
 /// A repeat that could not be told is tried again after this long.
 const REPEAT_RETRY: Duration = Duration::from_secs(2);
+/// A repeat for which there is no room is thought of again after this long.
+const REPEAT_NO_ROOM: Duration = Duration::from_secs(10);
 /// The longest of these intervals.
 const REPEAT_LAST: Duration = Duration::from_mins(10);
 
@@ -26,9 +30,13 @@ pub struct Window {
     size: usize,
     outstanding: HashMap<TaskId, Announced>,
     bytes: usize,
-    remembered: VecDeque<Ready>,
+    remembered: VecDeque<Remembered>,
     /// When the first repeat of all outstanding ones is due, or earlier.
     next_repeat: Option<Instant>,
+    /// What its worker may not have read yet.
+    unread: Unread,
+    /// Something is held back until the worker is proven to have read more.
+    is_unread: bool,
 }
 
 #[derive(Debug)]
@@ -38,6 +46,22 @@ struct Announced {
     bytes: usize,
     repeat_at: Instant,
     repeat_after: Duration,
+    place: Place,
+}
+
+/// Where an announcement stands in its stream.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// A claim of the task proves reading up to there.
+    mark: Mark,
+    /// If it came after this.
+    told_at: Instant,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    ready: Ready,
+    place: Place,
 }
 
 /// What a window says to an announcement.
@@ -53,6 +77,8 @@ pub enum Verdict {
     Anew,
     /// No room: it waits in Postgres.
     HoldBack,
+    /// The same, until the worker has read more.
+    Unread,
 }
 
 impl Window {
@@ -65,13 +91,30 @@ impl Window {
             bytes: 0,
             remembered: VecDeque::new(),
             next_repeat: None,
+            unread: Unread::default(),
+            is_unread: false,
         }
     }
 
     /// Whether to announce. Full is counted among tasks of this priority or higher, so that more
-    /// important work passes less important; never more than twice the window in all.
+    /// important work passes less important; never more than twice the window in all. `is_urgent`: it
+    /// is more important than all that is held back.
     #[must_use]
-    pub fn consider(&self, ready: Ready, priority: i32, now: Instant) -> Verdict {
+    pub fn consider(&self, offer: Offered, now: Instant) -> Verdict {
+        let verdict = self.consider_outstanding(offer.ready, offer.priority, now);
+        let waits = match verdict {
+            Verdict::Known | Verdict::HoldBack | Verdict::Unread => return verdict,
+            Verdict::Again => Verdict::Known,
+            Verdict::Announce | Verdict::Anew => Verdict::Unread,
+        };
+        // What waits for a proof goes before what is smaller and would fit.
+        let may_pass = !self.is_unread || offer.is_urgent;
+        let earlier = self.unread_place(offer.ready.id).map(|place| place.mark);
+        let fits = may_pass && self.unread.fits(offer.bytes, offer.is_urgent, earlier);
+        if fits { verdict } else { waits }
+    }
+
+    fn consider_outstanding(&self, ready: Ready, priority: i32, now: Instant) -> Verdict {
         if let Some(known) = self.outstanding.get(&ready.id) {
             // The same announcement again, or an older one out of order; unless its repeat is due.
             // What is told anew takes its own place, so there is room for it.
@@ -83,7 +126,7 @@ impl Window {
                 Verdict::Again
             };
         }
-        if self.remembered.contains(&ready) {
+        if self.remembered.iter().any(|known| known.ready == ready) {
             return Verdict::Known;
         }
         if self.outstanding.len() < self.size && self.bytes < WINDOW_BYTES {
@@ -105,7 +148,13 @@ impl Window {
     }
 
     /// Notes what was sent.
-    pub fn note(&mut self, ready: Ready, priority: i32, bytes: usize, now: Instant) {
+    pub fn note(&mut self, offer: Offered, now: Instant) {
+        let Offered { ready, priority, bytes, .. } = offer;
+        let earlier = self.unread_place(ready.id);
+        let mark = self.unread.announced(bytes, earlier.map(|place| place.mark));
+        // Which of two announcements the worker has read when it claims the task, it does not say.
+        let place = earlier.unwrap_or(Place { mark, told_at: now });
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let repeat_after = match self.outstanding.remove(&ready.id) {
             Some(before) => {
                 self.bytes -= before.bytes;
@@ -122,8 +171,59 @@ impl Window {
         self.bytes += bytes;
         self.outstanding.insert(
             ready.id,
-            Announced { xid: ready.xid, priority, bytes, repeat_at, repeat_after },
+            Announced { xid: ready.xid, priority, bytes, repeat_at, repeat_after, place },
         );
+    }
+
+    /// Notes bytes that announce nothing.
+    pub fn note_other(&mut self, bytes: u64) {
+        self.unread.sent_other(bytes);
+    }
+
+    /// Whether there is room for a keepalive of so many bytes, which is noted then.
+    pub fn note_keepalive(&mut self, bytes: u64) -> bool {
+        let has_room = self.unread.has_room_for_others(bytes);
+        if has_room {
+            self.unread.sent_other(bytes);
+        }
+        has_room
+    }
+
+    /// Something waits until the worker has read more.
+    pub fn wait_for_proof(&mut self) {
+        self.is_unread = true;
+    }
+
+    /// Whether something waits until the worker has read more.
+    #[must_use]
+    pub fn waits_for_proof(&self) -> bool {
+        self.is_unread
+    }
+
+    /// The worker asked for a task by its id at that time: it has read its stream as far as what it was
+    /// told of it until then.
+    pub fn prove(&mut self, id: TaskId, asked_at: Instant) {
+        if let Some(place) = self.unread_place(id)
+            && place.told_at <= asked_at
+            && self.unread.prove(place.mark)
+            && self.unread.has_room()
+        {
+            self.is_unread = false;
+        }
+    }
+
+    /// The first announcement of a task that the worker may not have read.
+    fn unread_place(&self, id: TaskId) -> Option<Place> {
+        let outstanding = self.outstanding.get(&id).map(|known| known.place);
+        let remembered = self.remembered.iter().filter(|known| known.ready.id == id);
+        let places = outstanding.into_iter().chain(remembered.map(|known| known.place));
+        places.filter(|place| !self.unread.is_read(place.mark)).min_by_key(|place| place.mark)
+    }
+
+    /// What the worker was told of and may yet claim, or come to read.
+    pub fn may_act_on(&self) -> impl Iterator<Item = TaskId> {
+        let unread = self.remembered.iter().filter(|known| !self.unread.is_read(known.place.mark));
+        self.outstanding.keys().copied().chain(unread.map(|known| known.ready.id))
     }
 
     /// The worker could not claim a task because its row was locked: it is to be told again soon.
@@ -144,14 +244,17 @@ impl Window {
         if self.remembered.len() == REMEMBERED_MAX {
             self.remembered.pop_front();
         }
-        self.remembered.push_back(Ready { id, xid: known.xid });
+        let ready = Ready { id, xid: known.xid };
+        self.remembered.push_back(Remembered { ready, place: known.place });
         true
     }
 
     /// Whether a quarter is free: worth asking Postgres for more.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.outstanding.len() * 4 <= self.size * 3 && self.bytes * 4 <= WINDOW_BYTES * 3
+        !self.is_unread
+            && self.outstanding.len() * 4 <= self.size * 3
+            && self.bytes * 4 <= WINDOW_BYTES * 3
     }
 
     /// All that is outstanding, by announcement.
@@ -165,13 +268,35 @@ impl Window {
         if self.next_repeat.is_none_or(|at| now < at) {
             return Vec::new();
         }
-        let next = |known: &Announced| {
-            if known.repeat_at > now { known.repeat_at } else { now + REPEAT_RETRY }
+        let is_late = |known: &Announced| known.repeat_at <= now;
+        let has_room = |known: &Announced| {
+            let earlier = Some(known.place.mark).filter(|mark| !self.unread.is_read(*mark));
+            !self.is_unread && self.unread.fits(known.bytes as u64, false, earlier)
         };
-        self.next_repeat = self.outstanding.values().map(next).min();
-        let late = self.outstanding.iter().filter(|(_, known)| known.repeat_at <= now);
-        late.map(|(id, known)| Ready { id: *id, xid: known.xid }).collect()
+        let next = |known: &Announced| match known {
+            known if !is_late(known) => known.repeat_at,
+            known if has_room(known) => now + REPEAT_RETRY,
+            _ => now + REPEAT_NO_ROOM,
+        };
+        let next_repeat = self.outstanding.values().map(next).min();
+        let late = self.outstanding.iter().filter(|(_, known)| is_late(known) && has_room(known));
+        let late = late.map(|(id, known)| Ready { id: *id, xid: known.xid }).collect();
+        self.next_repeat = next_repeat;
+        late
     }
+}
+
+/// An announcement that may be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Offered {
+    /// Which announcement of which task it is.
+    pub ready: Ready,
+    /// The task's priority.
+    pub priority: i32,
+    /// What it takes on its way.
+    pub bytes: u64,
+    /// It is more important than all that is held back.
+    pub is_urgent: bool,
 }
 
 #[cfg(test)]
@@ -182,12 +307,16 @@ mod tests {
         Ready { id: TaskId::generate(), xid }
     }
 
+    fn of(ready: Ready, priority: i32, bytes: u64) -> Offered {
+        Offered { ready, priority, bytes, is_urgent: false }
+    }
+
     fn filled(size: usize, priority: i32, now: Instant) -> (Window, Vec<Ready>) {
         let mut window = Window::new(size);
         let tasks: Vec<_> = (0..size).map(|_| ready(1)).collect();
         for task in &tasks {
-            assert_eq!(window.consider(*task, priority, now), Verdict::Announce);
-            window.note(*task, priority, 100, now);
+            assert_eq!(window.consider(of(*task, priority, 100), now), Verdict::Announce);
+            window.note(of(*task, priority, 100), now);
         }
         (window, tasks)
     }
@@ -196,33 +325,40 @@ mod tests {
     fn a_full_window_holds_back_its_own_priority_and_lets_higher_pass() {
         let now = Instant::now();
         let (mut window, _) = filled(4, 0, now);
-        assert_eq!(window.consider(ready(1), 0, now), Verdict::HoldBack);
-        assert_eq!(window.consider(ready(1), -1, now), Verdict::HoldBack);
+        assert_eq!(window.consider(of(ready(1), 0, 100), now), Verdict::HoldBack);
+        assert_eq!(window.consider(of(ready(1), -1, 100), now), Verdict::HoldBack);
         for _ in 0..4 {
             let urgent = ready(1);
-            assert_eq!(window.consider(urgent, 1, now), Verdict::Announce);
-            window.note(urgent, 1, 100, now);
+            assert_eq!(window.consider(of(urgent, 1, 100), now), Verdict::Announce);
+            window.note(of(urgent, 1, 100), now);
         }
-        assert_eq!(window.consider(ready(1), 2, now), Verdict::HoldBack, "twice the window in all");
+        assert_eq!(
+            window.consider(of(ready(1), 2, 100), now),
+            Verdict::HoldBack,
+            "twice the window in all"
+        );
     }
 
     #[test]
     fn bytes_fill_a_window_too() {
         let now = Instant::now();
         let mut window = Window::new(128);
-        window.note(ready(1), 0, 16 * 1024, now);
-        window.note(ready(1), 0, 16 * 1024, now);
-        assert_eq!(window.consider(ready(1), 0, now), Verdict::HoldBack);
+        window.note(of(ready(1), 0, 16 * 1024), now);
+        window.note(of(ready(1), 0, 16 * 1024), now);
+        assert_eq!(window.consider(of(ready(1), 0, 100), now), Verdict::HoldBack);
     }
 
     #[test]
     fn an_announcement_is_not_repeated_within_a_minute_settled_or_not() {
         let now = Instant::now();
         let (mut window, tasks) = filled(4, 0, now);
-        assert_eq!(window.consider(tasks[0], 0, now + Duration::from_secs(59)), Verdict::Known);
+        assert_eq!(
+            window.consider(of(tasks[0], 0, 100), now + Duration::from_secs(59)),
+            Verdict::Known
+        );
         assert!(window.settle(tasks[0].id));
         assert!(!window.settle(tasks[0].id));
-        assert_eq!(window.consider(tasks[0], 0, now), Verdict::Known);
+        assert_eq!(window.consider(of(tasks[0], 0, 100), now), Verdict::Known);
     }
 
     #[test]
@@ -231,7 +367,7 @@ mod tests {
         let (mut window, tasks) = filled(4, 0, now);
         window.settle(tasks[0].id);
         let again = Ready { xid: 2, ..tasks[0] };
-        assert_eq!(window.consider(again, 0, now), Verdict::Announce);
+        assert_eq!(window.consider(of(again, 0, 100), now), Verdict::Announce);
     }
 
     #[test]
@@ -239,9 +375,9 @@ mod tests {
         let now = Instant::now();
         let (mut window, tasks) = filled(4, 0, now);
         let again = Ready { xid: 2, ..tasks[0] };
-        assert_eq!(window.consider(again, 0, now), Verdict::Anew);
-        window.note(again, 0, 100, now);
-        assert_eq!(window.consider(again, 0, now), Verdict::Known);
+        assert_eq!(window.consider(of(again, 0, 100), now), Verdict::Anew);
+        window.note(of(again, 0, 100), now);
+        assert_eq!(window.consider(of(again, 0, 100), now), Verdict::Known);
     }
 
     #[test]
@@ -259,11 +395,11 @@ mod tests {
         let (mut window, tasks) = filled(1, 0, now);
         let later = now + Duration::from_mins(1);
         assert_eq!(window.to_repeat(later), tasks);
-        assert_eq!(window.consider(tasks[0], 0, later), Verdict::Again);
+        assert_eq!(window.consider(of(tasks[0], 0, 100), later), Verdict::Again);
         assert!(window.to_repeat(later + Duration::from_secs(1)).is_empty());
         let later = later + REPEAT_RETRY;
         assert_eq!(window.to_repeat(later), tasks, "it was not noted");
-        window.note(tasks[0], 0, 100, later);
+        window.note(of(tasks[0], 0, 100), later);
         assert!(window.to_repeat(later + REPEAT_RETRY).is_empty());
     }
 
@@ -272,13 +408,81 @@ mod tests {
         let mut now = Instant::now();
         let mut window = Window::new(4);
         let task = ready(1);
-        window.note(task, 0, 100, now);
+        window.note(of(task, 0, 100), now);
         for wait in [60, 120, 240, 480, 600, 600] {
             assert!(window.to_repeat(now + Duration::from_secs(wait - 1)).is_empty());
             now += Duration::from_secs(wait);
             assert_eq!(window.to_repeat(now), [task]);
-            assert_eq!(window.consider(task, 0, now), Verdict::Again);
-            window.note(task, 0, 100, now);
+            assert_eq!(window.consider(of(task, 0, 100), now), Verdict::Again);
+            window.note(of(task, 0, 100), now);
         }
+    }
+
+    /// Tells of tasks of 1 KiB each that others take, until there is no room.
+    fn fill(window: &mut Window, now: Instant) -> Vec<Ready> {
+        let mut told = Vec::new();
+        loop {
+            let task = ready(1);
+            match window.consider(of(task, 0, 1024), now) {
+                Verdict::Announce => window.note(of(task, 0, 1024), now),
+                verdict => {
+                    assert_eq!(verdict, Verdict::Unread);
+                    window.wait_for_proof();
+                    return told;
+                }
+            }
+            window.settle(task.id);
+            told.push(task);
+        }
+    }
+
+    #[test]
+    fn s8_what_others_settle_makes_no_room_for_what_the_worker_may_not_have_read() {
+        let now = Instant::now();
+        let mut window = Window::new(128);
+        let told = fill(&mut window, now);
+        assert_eq!(told.len(), 40);
+        assert!(!window.has_room() && window.waits_for_proof());
+        // A smaller one does not pass, what is more important does.
+        assert_eq!(window.consider(of(ready(1), 0, 10), now), Verdict::Unread);
+        let urgent = Offered { is_urgent: true, ..of(ready(1), 1, 1024) };
+        assert_eq!(window.consider(urgent, now), Verdict::Announce);
+        // It asks for the 20th, which somebody else has taken long ago.
+        window.prove(told[19].id, now);
+        assert!(window.has_room());
+        assert_eq!(fill(&mut window, now).len(), 20);
+    }
+
+    #[test]
+    fn s8_a_claim_from_before_an_announcement_proves_nothing() {
+        let now = Instant::now();
+        let mut window = Window::new(128);
+        let told = fill(&mut window, now + Duration::from_secs(1));
+        window.prove(told[39].id, now);
+        assert!(!window.has_room());
+    }
+
+    #[test]
+    fn s8_repeats_stay_within_what_a_worker_may_not_have_read() {
+        let mut now = Instant::now();
+        let mut window = Window::new(128);
+        let tasks: Vec<_> = (0..31).map(|_| ready(1)).collect();
+        for task in &tasks {
+            window.note(of(*task, 0, 1024), now);
+        }
+        let mut repeated = 0;
+        for _ in 0..100 {
+            now += Duration::from_mins(5);
+            for task in window.to_repeat(now) {
+                if window.consider(of(task, 0, 1024), now) == Verdict::Again {
+                    window.note(of(task, 0, 1024), now);
+                    repeated += 1;
+                }
+            }
+        }
+        assert_eq!(repeated, 8);
+        window.prove(tasks[30].id, now);
+        now += REPEAT_LAST;
+        assert!(!window.to_repeat(now).is_empty(), "it reads, so it is told again");
     }
 }

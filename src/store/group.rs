@@ -38,6 +38,9 @@ pub(crate) trait Batch: Send + Sync + 'static {
     /// What it is answered.
     type Out: Send + 'static;
 
+    /// Operations that share one statement, at most.
+    const OPS_MAX: usize = BATCH_OPS_MAX;
+
     /// About how many bytes the operation takes on its way to Postgres.
     fn weight_bytes(_op: &Self::Op) -> usize {
         256
@@ -158,7 +161,7 @@ impl<B: Batch> Lane<B> {
         let first = waiting.recv().await?;
         let mut bytes = B::weight_bytes(&first.op);
         let mut batch = vec![first];
-        while batch.len() < BATCH_OPS_MAX && bytes < BATCH_BYTES_MAX {
+        while batch.len() < B::OPS_MAX && bytes < BATCH_BYTES_MAX {
             let Ok(next) = waiting.try_recv() else { break };
             bytes += B::weight_bytes(&next.op);
             batch.push(next);

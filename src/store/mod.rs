@@ -36,10 +36,10 @@ pub use late::Lost;
 pub use listening::Listening;
 pub use maintenance::Reaped;
 pub use nexts::{Next, NextAsk};
-pub use pushes::{Cancellation, PushTask, Ready};
+pub use pushes::{Cancellation, PushTask, Ready, Still};
 pub use streams::{Opened, Review, StreamAsk};
 pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};
-pub use workers::{Held, Registration, Unregistered, WorkerState};
+pub use workers::{Held, Registration, SeenWorker, Unregistered, WorkerState};
 
 use group::Group;
 use link::{Carriage, Link};

@@ -1,10 +1,13 @@
 //! What the push side reads: hints are turned into truth here.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::{Store, StoreError};
-use crate::domain::{Status, Task, TaskId, WorkerId};
+use crate::domain::{Routing, Status, Task, TaskId, WorkerId};
 
 /// A claimable task as it is pushed.
 #[derive(Clone, Debug)]
@@ -24,6 +27,15 @@ pub struct Ready {
     pub id: TaskId,
     /// The transaction that made it claimable.
     pub xid: i64,
+}
+
+/// What has become of announced tasks. Of one that has ended unclaimed, or is not there, nothing is said.
+#[derive(Debug, Default)]
+pub struct Still {
+    /// Those that can still be claimed.
+    pub claimable: Vec<Ready>,
+    /// Those that were claimed, and by whom the last time.
+    pub claimed: Vec<(TaskId, String)>,
 }
 
 /// Whom to tell that a task is to be stopped.
@@ -101,6 +113,18 @@ impl From<PushRow> for PushTask {
     }
 }
 
+/// Rows by what each was asked for.
+fn backlogs(count: usize, rows: Vec<PushRow>) -> Vec<Vec<PushTask>> {
+    let mut backlogs: Vec<Vec<PushTask>> = (0..count).map(|_| Vec::new()).collect();
+    for row in rows {
+        let backlog = usize::try_from(row.n - 1).ok().and_then(|n| backlogs.get_mut(n));
+        if let Some(backlog) = backlog {
+            backlog.push(row.into());
+        }
+    }
+    backlogs
+}
+
 impl Store {
     /// Those of some tasks that can be claimed now, best first.
     pub async fn push_claimable(&self, ids: &[TaskId]) -> Result<Vec<PushTask>, StoreError> {
@@ -123,14 +147,30 @@ impl Store {
             sqlx::query_file_as!(PushRow, "src/store/sql/push_backlog.sql", &ids as &[&str], limit)
                 .fetch_all(self.link())
                 .await?;
-        let mut backlogs: Vec<Vec<PushTask>> = workers.iter().map(|_| Vec::new()).collect();
-        for row in rows {
-            let backlog = usize::try_from(row.n - 1).ok().and_then(|n| backlogs.get_mut(n));
-            if let Some(backlog) = backlog {
-                backlog.push(row.into());
-            }
-        }
-        Ok(backlogs)
+        Ok(backlogs(workers.len(), rows))
+    }
+
+    /// The best `limit` tasks that workers could claim now that are routed in some ways, whatever their
+    /// ids and names, best first. In the order of the ways.
+    pub async fn push_backlog_shared(
+        &self,
+        routings: &[Routing],
+        limit: i64,
+    ) -> Result<Vec<Vec<PushTask>>, StoreError> {
+        let codebases: Vec<_> =
+            routings.iter().map(|routing| routing.codebases.join(",")).collect();
+        let capabilities: Vec<_> =
+            routings.iter().map(|routing| routing.capabilities.join(",")).collect();
+        let rows = sqlx::query_file_as!(
+            PushRow,
+            "src/store/sql/push_backlog_shared.sql",
+            &codebases,
+            &capabilities,
+            limit
+        )
+        .fetch_all(self.link())
+        .await?;
+        Ok(backlogs(routings.len(), rows))
     }
 
     /// The present snapshot: where a first sweep begins.
@@ -175,13 +215,36 @@ impl Store {
         Ok(sql.fetch_all(self.link()).await?)
     }
 
-    /// Which of some tasks can be claimed now, and by which announcement.
-    pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Vec<Ready>, StoreError> {
+    /// Which of some tasks can be claimed now, and by which announcement; and who claimed others.
+    pub async fn push_still_claimable(&self, ids: &[TaskId]) -> Result<Still, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query_file!("src/store/sql/push_still_claimable.sql", &ids)
             .fetch_all(self.link())
             .await?;
-        Ok(rows.into_iter().map(|row| Ready { id: row.id, xid: row.ready_xid }).collect())
+        let mut still = Still::default();
+        for row in rows {
+            match row.claimed_by {
+                Some(owner) => still.claimed.push((row.id, owner)),
+                None => still.claimable.push(Ready { id: row.id, xid: row.ready_xid }),
+            }
+        }
+        Ok(still)
+    }
+
+    /// Which tasks some workers asked for last, and lost, where they have no stream, and how long ago.
+    pub async fn push_asked(
+        &self,
+        workers: &[WorkerId],
+    ) -> Result<HashMap<String, (TaskId, Duration)>, StoreError> {
+        let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
+        let rows = sqlx::query_file!("src/store/sql/push_asked.sql", &workers as &[&str])
+            .fetch_all(self.link())
+            .await?;
+        let ago = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        Ok(rows
+            .into_iter()
+            .map(|row| (row.worker_id, (row.task_id, ago(row.seconds_ago))))
+            .collect())
     }
 
     /// Whom to tell that some tasks, or tasks that some workers hold, are to be stopped.

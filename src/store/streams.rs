@@ -130,6 +130,9 @@ fn columns(streams: &[(WorkerId, ConnectionId)]) -> (Vec<&str>, Vec<Uuid>) {
     streams.iter().map(|(worker, connection)| (worker.as_str(), connection.0)).unzip()
 }
 
+/// Connects that share a statement, at most.
+const OPEN_OPS_MAX: usize = 64;
+
 /// Connects that share a statement.
 pub(super) struct OpenBatch {
     pub(super) link: Link,
@@ -138,6 +141,10 @@ pub(super) struct OpenBatch {
 impl Batch for OpenBatch {
     type Op = StreamAsk;
     type Out = Opened;
+
+    /// The statement looks each worker up among those of its batch: a storm of connects is many short
+    /// statements, not a few long ones.
+    const OPS_MAX: usize = OPEN_OPS_MAX;
 
     async fn run(&self, ops: &[StreamAsk]) -> Result<Vec<Result<Opened, StoreError>>, StoreError> {
         let join = |list: &Option<Vec<String>>| list.as_ref().map(|ids| ids.join(","));

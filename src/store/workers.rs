@@ -1,9 +1,11 @@
 //! Workers: registration and sign of life.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{REPLICA_SILENCE, Store, StoreError};
 use crate::domain::{ConnectionId, ReplicaId, TaskId, WorkerId};
@@ -50,6 +52,25 @@ pub struct Held {
     pub title: String,
     pub claim_epoch: i64,
     pub claimed_at: DateTime<Utc>,
+}
+
+/// A worker that called.
+#[derive(Debug)]
+pub struct SeenWorker {
+    /// Which one.
+    pub worker_id: WorkerId,
+    /// How long ago its last call came.
+    pub ago: Duration,
+    /// The task that it asked for last, in vain, where it has no stream; and how long ago.
+    pub asked: Option<(TaskId, Duration)>,
+}
+
+impl SeenWorker {
+    /// A worker that calls this moment.
+    #[must_use]
+    pub fn now(worker_id: &WorkerId) -> Self {
+        Self { worker_id: worker_id.clone(), ago: Duration::ZERO, asked: None }
+    }
 }
 
 /// What became of a farewell.
@@ -120,13 +141,31 @@ impl Store {
     }
 
     /// Notes calls of some workers, each so long ago. How many of them are registered.
-    pub async fn worker_seen(&self, seen: &[(WorkerId, Duration)]) -> Result<u64, StoreError> {
-        let workers: Vec<_> = seen.iter().map(|(id, _)| id.as_str()).collect();
-        let ago: Vec<_> = seen.iter().map(|(_, ago)| ago.as_secs_f64()).collect();
-        let done = sqlx::query_file!("src/store/sql/worker_seen.sql", &workers as &[&str], &ago)
-            .execute(self.link())
-            .await?;
+    pub async fn worker_seen(&self, seen: &[SeenWorker]) -> Result<u64, StoreError> {
+        let workers: Vec<_> = seen.iter().map(|seen| seen.worker_id.as_str()).collect();
+        let ago: Vec<_> = seen.iter().map(|seen| seen.ago.as_secs_f64()).collect();
+        let tasks: Vec<_> = seen.iter().map(|seen| seen.asked.map(|(task, _)| task.0)).collect();
+        let asked_ago: Vec<_> =
+            seen.iter().map(|seen| seen.asked.map(|(_, ago)| ago.as_secs_f64())).collect();
+        let done = sqlx::query_file!(
+            "src/store/sql/worker_seen.sql",
+            &workers as &[&str],
+            &ago,
+            &tasks as &[Option<Uuid>],
+            &asked_ago as &[Option<f64>],
+        )
+        .execute(self.link())
+        .await?;
         Ok(done.rows_affected())
+    }
+
+    /// Which of some workers hold a claim.
+    pub async fn worker_holding(&self, ids: &[WorkerId]) -> Result<HashSet<String>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(WorkerId::as_str).collect();
+        let rows = sqlx::query_file_scalar!("src/store/sql/worker_holding.sql", &ids as &[&str])
+            .fetch_all(self.link())
+            .await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// A worker's farewell: its claims go back, its stream ends.

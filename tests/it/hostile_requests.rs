@@ -175,7 +175,7 @@ fn hostile(seed: u64, task: &str) -> Vec<u8> {
     let route = &ROUTES[random.below(ROUTES.len())];
     let method = if random.once_in(8) { random.of(METHODS) } else { route.method };
     let target = hostile_target(&mut random, route, task);
-    let long = "x".repeat(100 * 1024);
+    let long = "x".repeat(30 * 1024);
     let mut headers: Vec<(&str, &[u8])> = Vec::new();
     if !random.once_in(10) {
         headers.push(("Content-Type", b"application/json"));

@@ -9,6 +9,7 @@
 
 mod support;
 
+mod ages;
 mod api;
 mod bad_input;
 mod campaign;
@@ -26,11 +27,15 @@ mod model;
 mod operators;
 mod plans;
 mod postgres_away;
+mod proxies;
 mod push;
 mod raw_sockets;
 mod readme;
 mod routing;
 mod schema;
+mod sockets;
 mod startup;
+mod storms;
 mod streams;
+mod unread;
 mod workers;

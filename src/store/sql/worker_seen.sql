@@ -1,13 +1,18 @@
 -- worker_seen
--- Calls since the last flush, as seconds ago: durations travel, Postgres makes the times.
+-- Calls since the last flush, as seconds ago: durations travel, Postgres makes the times. And which task
+-- each worker asked for last, and lost, where it has no stream.
 with called as materialized (
-    select w.id, seen.seconds_ago
-      from unnest($1::text[], $2::double precision[]) as seen (worker_id, seconds_ago)
+    select w.id, seen.seconds_ago, seen.asked_task_id, seen.asked_seconds_ago
+      from unnest($1::text[], $2::double precision[], $3::uuid[], $4::double precision[])
+        as seen (worker_id, seconds_ago, asked_task_id, asked_seconds_ago)
       join workers w on w.id = seen.worker_id
      order by w.id
        for no key update of w
 )
 update workers w
-   set last_seen_at = greatest(w.last_seen_at, now() - make_interval(secs => called.seconds_ago))
+   set last_seen_at  = greatest(w.last_seen_at, now() - make_interval(secs => called.seconds_ago)),
+       asked_task_id = coalesce(called.asked_task_id, w.asked_task_id),
+       asked_at      = case when called.asked_task_id is null then w.asked_at
+                            else now() - make_interval(secs => called.asked_seconds_ago) end
   from called
  where w.id = called.id

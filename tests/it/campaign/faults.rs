@@ -1,4 +1,4 @@
-//! The faults of the ledger's test. Each is a function of the world and of randomness of its own, so
+//! The faults of the campaigns. Each is a function of the world and of randomness of its own, so
 //! that the seed gives all of them: what, when, to whom, how long.
 
 use std::sync::Arc;
@@ -13,7 +13,11 @@ use tokio::time::sleep;
 use super::Campaign;
 use super::fleet::{Fleet, Slot};
 use super::gremlin::Trick;
+use super::larger::More;
 use super::workers::Control;
+
+/// How long an operator waits for Postgres.
+const OPERATOR_WAIT: Duration = Duration::from_mins(1);
 
 /// What can be broken. Numbers are those of the table of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +66,75 @@ pub enum Fault {
     LinkStalled,
     /// F40: every call comes twice, on two replicas at once.
     CallsDoubled,
+
+    // These need a Postgres of their own, or more than a moment.
+    /// F1: Postgres is restarted.
+    PostgresRestarted,
+    /// F2: Postgres is stopped at once, and recovers.
+    PostgresCrashed,
+    /// F2: SIGKILL of the postmaster, and of the backends that it leaves.
+    PostmasterKilled,
+    /// P10: no Postgres for some time.
+    PostgresAway,
+    /// F6: SIGSTOP of all of Postgres.
+    PostgresFrozen,
+    /// F9: no connection is left.
+    ConnectionsUsedUp,
+    /// F5: the listeners are killed, and nobody may log in.
+    LoginsRefused,
+    /// F7: every connection of a replica to Postgres is reset.
+    WireReset,
+    /// F6: they neither pass anything nor end.
+    WireStalled,
+    /// F8: each answer of Postgres comes late.
+    WireSlow,
+    /// F7: a replica's listener is reset.
+    ListenerReset,
+    /// F28: a replica's listener hears nothing any more; the rest works.
+    ListenerStalled,
+    /// F15: no notification arrives at any replica.
+    NotificationsLost,
+    /// F15: none but canaries, so that no replica knows.
+    AnnouncementsLost,
+    /// F13: someone listens, and never reads, in a transaction that stays open.
+    DeafListener,
+    /// F54: many rows come and go in one statement each.
+    ManyRows,
+    /// F26: SIGSTOP for longer than anybody waits.
+    ReplicaStoppedLong,
+    /// F30: a replica is out of file descriptors.
+    DescriptorsUsedUp,
+    /// F52: more replicas, all started at once.
+    ReplicasAdded,
+    /// F27: SIGTERM of a replica with many streams.
+    CrowdDrained,
+    /// F41: many streams end at once, and come back at once.
+    CrowdCut,
+    /// F34: streams go silent without an end.
+    StreamsFrozen,
+    /// F46: a proxy that cuts what is older than it likes.
+    StreamsCutByAge,
+    /// F35: workers that read nothing.
+    ReadersStuck,
+    /// F36: workers that read ten bytes a second.
+    ReadersSlow,
+    /// F49: heads that take for ever.
+    HeadsTrickle,
+    /// F49: bodies that take for ever.
+    BodiesTrickle,
+    /// P16: connections that say nothing.
+    IdleConnections,
+    /// F50: heads that no client would send.
+    HostileHeads,
+    /// F55: bodies too large, and too deep; and the largest that are welcome.
+    LargeBodies,
+    /// F32: real worker processes are killed.
+    ProcessesKilled,
+    /// F33: real worker processes sleep past their leases.
+    ProcessesStopped,
 }
 
+/// Those that a shared Postgres bears, and that are over in a moment.
 pub const FAULTS: [Fault; 22] = [
     Fault::ReplicaKilled,
     Fault::AllReplicasKilled,
@@ -89,21 +160,65 @@ pub const FAULTS: [Fault; 22] = [
     Fault::CallsDoubled,
 ];
 
+/// The others.
+pub const LARGER_FAULTS: [Fault; 32] = [
+    Fault::PostgresRestarted,
+    Fault::PostgresCrashed,
+    Fault::PostmasterKilled,
+    Fault::PostgresAway,
+    Fault::PostgresFrozen,
+    Fault::ConnectionsUsedUp,
+    Fault::LoginsRefused,
+    Fault::WireReset,
+    Fault::WireStalled,
+    Fault::WireSlow,
+    Fault::ListenerReset,
+    Fault::ListenerStalled,
+    Fault::NotificationsLost,
+    Fault::AnnouncementsLost,
+    Fault::DeafListener,
+    Fault::ManyRows,
+    Fault::ReplicaStoppedLong,
+    Fault::DescriptorsUsedUp,
+    Fault::ReplicasAdded,
+    Fault::CrowdDrained,
+    Fault::CrowdCut,
+    Fault::StreamsFrozen,
+    Fault::StreamsCutByAge,
+    Fault::ReadersStuck,
+    Fault::ReadersSlow,
+    Fault::HeadsTrickle,
+    Fault::BodiesTrickle,
+    Fault::IdleConnections,
+    Fault::HostileHeads,
+    Fault::LargeBodies,
+    Fault::ProcessesKilled,
+    Fault::ProcessesStopped,
+];
+
 /// What faults act on.
 pub struct World {
     pub fleet: Arc<Fleet>,
     pub workers: Vec<Arc<Control>>,
     pub lease: Duration,
+    /// What the larger faults need besides.
+    pub more: Option<Arc<More>>,
     /// Statements of the operator that Postgres refused: he is a victim of faults, too.
     pub refused: AtomicUsize,
 }
 
-/// So many faults, with the time from one to the next. Each kind comes before any comes twice.
-pub fn schedule(campaign: &Campaign, count: usize, gap: Duration) -> Vec<(Fault, Duration)> {
+/// So many faults of these kinds, with the time from one to the next. Each kind comes before any
+/// comes twice.
+pub fn schedule(
+    campaign: &Campaign,
+    kinds: &[Fault],
+    count: usize,
+    gap: Duration,
+) -> Vec<(Fault, Duration)> {
     let mut rng = campaign.rng("schedule", 0);
     let mut planned = Vec::new();
     while planned.len() < count {
-        let mut round = FAULTS;
+        let mut round = kinds.to_vec();
         round.shuffle(&mut rng);
         planned.extend(round);
     }
@@ -111,7 +226,7 @@ pub fn schedule(campaign: &Campaign, count: usize, gap: Duration) -> Vec<(Fault,
     planned.into_iter().map(|fault| (fault, gap.mul_f64(rng.random_range(0.5..1.5)))).collect()
 }
 
-fn between(rng: &mut StdRng, from_ms: u64, to_ms: u64) -> Duration {
+pub fn between(rng: &mut StdRng, from_ms: u64, to_ms: u64) -> Duration {
     Duration::from_millis(rng.random_range(from_ms..=to_ms))
 }
 
@@ -130,7 +245,7 @@ impl Fault {
             Self::ReplicaStopped => stopped(slot, long).await,
             Self::ReplicaDrained => {
                 let mut replica = slot.replica.lock().await;
-                slot.drain(&mut replica).await;
+                slot.drain(&mut replica, &fleet.tally).await;
                 fleet.boot(slot, &mut replica).await;
             }
             Self::BackendsKilled => {
@@ -141,6 +256,7 @@ impl Fault {
             }
             Self::ListenersKilled => world.operate(&killed("= 'taskwire listener'")).await,
             Self::LinkCut => {
+                let _wire = slot.postgres.breaking.lock().await;
                 let _replica = slot.replica.lock().await;
                 slot.postgres.cut();
                 sleep(long).await;
@@ -159,7 +275,7 @@ impl Fault {
                 let turn = |how| format!("alter table tasks {how} trigger tasks_notify_inserted");
                 world.operate(&turn("disable")).await;
                 sleep(long).await;
-                world.operate(&turn("enable")).await;
+                world.insist(&turn("enable")).await;
             }
             Self::RowsLocked => {
                 let rows = "select 1 from tasks where status in ('pending', 'running')
@@ -187,6 +303,7 @@ impl Fault {
                 sleep(long).await;
                 fleet.is_doubling.store(false, Ordering::Relaxed);
             }
+            _ => self.strike_larger(world, rng).await,
         }
     }
 }
@@ -202,7 +319,7 @@ const FORGED: &str = "
                                     gen_random_uuid()::text) as id) as ids,
            generate_series(1, 30) as n";
 
-fn killed(which: &str) -> String {
+pub fn killed(which: &str) -> String {
     format!(
         "select pg_terminate_backend(pid) from (select pid from pg_stat_activity
           where datname = current_database() and application_name {which}) as them"
@@ -217,7 +334,7 @@ fn some<'a>(workers: &'a [Arc<Control>], rng: &mut StdRng) -> impl Iterator<Item
     chosen.into_iter()
 }
 
-async fn stopped(slot: &Slot, pause: Duration) {
+pub async fn stopped(slot: &Slot, pause: Duration) {
     let replica = slot.replica.lock().await;
     let Some(replica) = replica.as_ref() else { return };
     replica.signal("STOP");
@@ -248,12 +365,24 @@ impl Fleet {
 
 impl World {
     /// Runs a statement and says whether it is alright when Postgres refuses it.
-    async fn operate(&self, sql: &str) {
+    pub async fn operate(&self, sql: &str) {
         self.operate_for(sql, Duration::ZERO).await;
     }
 
+    /// Runs a statement that must be done, whatever else is broken.
+    pub async fn insist(&self, sql: &str) {
+        while !self.try_operate(sql, Duration::ZERO).await {
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Runs a statement and leaves its transaction open for a while.
-    async fn operate_for(&self, sql: &str, during: Duration) {
+    pub async fn operate_for(&self, sql: &str, during: Duration) {
+        let _ = self.try_operate(sql, during).await;
+    }
+
+    /// The same, and says whether it was done.
+    pub async fn try_operate(&self, sql: &str, during: Duration) -> bool {
         let done = async {
             let mut transaction = self.fleet.db.pool.begin().await?;
             let sql = sqlx::AssertSqlSafe(sql.to_owned());
@@ -261,9 +390,14 @@ impl World {
             sleep(during).await;
             transaction.commit().await
         };
-        if let Err(error) = done.await {
-            eprintln!("the operator was refused: {error}");
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        // Longer than any statement of his: one that hangs, as on a Postgres that was frozen, is over.
+        let done = tokio::time::timeout(OPERATOR_WAIT + during, done).await;
+        match done {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => eprintln!("the operator was refused: {error}"),
+            Err(_) => eprintln!("the operator gave up"),
         }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        false
     }
 }

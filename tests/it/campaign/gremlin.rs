@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// What a gremlin may do to a piece of what passes: a request or an answer, or a part of a long one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ struct State {
     cuts: [AtomicUsize; 2],
     /// Breaks the connections that are open.
     cut_all: Notify,
+    /// Connections older than this are cut.
+    age_max: watch::Sender<Option<Duration>>,
 }
 
 /// How a connection ends.
@@ -72,6 +74,7 @@ impl Gremlin {
             rng: Mutex::new(rng),
             cuts: Default::default(),
             cut_all: Notify::new(),
+            age_max: watch::Sender::new(None),
         });
         let shared = Arc::clone(&state);
         tokio::spawn(async move {
@@ -100,6 +103,11 @@ impl Gremlin {
         self.state.cut_all.notify_waiters();
     }
 
+    /// From now on every connection is cut at this age, as by a proxy's limit.
+    pub fn cut_at_age(&self, age: Option<Duration>) {
+        self.state.age_max.send_replace(age);
+    }
+
     /// How many answers were broken so far, and how many requests.
     pub fn cuts(&self) -> [usize; 2] {
         [0, 1].map(|side| self.state.cuts[side].load(Ordering::Relaxed))
@@ -119,6 +127,7 @@ impl State {
                 end = self.forward(Side::Request, &mut near_read, &mut far_write) => end,
                 end = self.forward(Side::Answer, &mut far_read, &mut near_write) => end,
                 () = cut_all => End::Cut { reset: false },
+                () = self.too_old() => End::Cut { reset: false },
             }
         };
         if let End::Cut { reset: true } = end {
@@ -152,6 +161,29 @@ impl State {
             // How far the server gets in the meantime is the point.
             tokio::time::sleep(pause).await;
             return End::Cut { reset: trick == Trick::ResetAnswer };
+        }
+    }
+
+    /// Returns when a connection that begins now is too old.
+    async fn too_old(&self) {
+        let begun = tokio::time::Instant::now();
+        let mut limit = self.age_max.subscribe();
+        loop {
+            let age = *limit.borrow_and_update();
+            let too_old = async {
+                match age {
+                    Some(age) => tokio::time::sleep_until(begun + age).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = too_old => return,
+                changed = limit.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
         }
     }
 

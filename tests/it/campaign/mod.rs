@@ -5,17 +5,28 @@
 //! `TASKWIRE_CAMPAIGN_<NAME>` sets the numbers; see [`Campaign::number`] and its callers.
 
 mod caller;
+mod cluster;
+mod copies;
+mod everything;
 mod faults;
-mod fleet;
+pub mod fleet;
 mod gremlin;
+mod hostile;
+mod larger;
 mod ledger;
+mod outages;
 mod p1_ledger;
 mod p2_zombies;
 mod p3_racers;
 mod p4_cuts;
 mod p5_deaths;
+mod p9_crowd;
+mod processes;
 mod producers;
 mod real_workers;
+mod weather;
+mod wire;
+mod witnesses;
 mod workers;
 
 use std::time::{Duration, Instant};
@@ -27,14 +38,14 @@ use rand::rngs::StdRng;
 const SEED_DEFAULT: usize = 20_260_101;
 
 /// One run of one promise's test: its seed, its numbers, its figures.
-struct Campaign {
+pub struct Campaign {
     test: &'static str,
     seed: usize,
     begun: Instant,
 }
 
 impl Campaign {
-    fn new(test: &'static str) -> Self {
+    pub fn new(test: &'static str) -> Self {
         let campaign = Self { test, seed: setting("SEED", SEED_DEFAULT), begun: Instant::now() };
         eprintln!("{test}: seed {}", campaign.seed);
         campaign
@@ -42,7 +53,7 @@ impl Campaign {
 
     /// A number of this run: `TASKWIRE_CAMPAIGN_<name>`, or the one for CI.
     #[expect(clippy::unused_self, reason = "a run's numbers are asked of the run")]
-    fn number(&self, name: &str, default: usize) -> usize {
+    pub fn number(&self, name: &str, default: usize) -> usize {
         setting(name, default)
     }
 
@@ -58,7 +69,7 @@ impl Campaign {
     }
 
     /// The one line that a run is about; `--nocapture` shows it.
-    fn figures(&self, figures: &str) {
+    pub fn figures(&self, figures: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         eprintln!("{}: seed {}, {seconds:.1} s: {figures}", self.test, self.seed);
     }

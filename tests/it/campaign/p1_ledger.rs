@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Campaign;
 use super::caller::{Caller, http};
-use super::faults::{World, schedule};
+use super::faults::{FAULTS, World, schedule};
 use super::fleet::Fleet;
 use super::ledger::Ledger;
 use super::producers::produce;
@@ -34,7 +34,7 @@ async fn p1_every_acknowledged_task_is_finished_exactly_once_whatever_breaks() {
     let fleet = Fleet::start(&campaign, replicas, &flags).await;
     let (ledger, http) = (Arc::new(Ledger::default()), http());
 
-    let planned = schedule(&campaign, faults, gap);
+    let planned = schedule(&campaign, &FAULTS, faults, gap);
     let during: Duration = planned.iter().map(|(_, gap)| *gap).sum();
     let mut producing = JoinSet::new();
     let producers = campaign.number("PRODUCERS", 4);
@@ -59,6 +59,7 @@ async fn p1_every_acknowledged_task_is_finished_exactly_once_whatever_breaks() {
         fleet: Arc::clone(&fleet),
         workers: controls,
         lease: Duration::from_secs(lease as u64),
+        more: None,
         refused: AtomicUsize::new(0),
     });
     let mut striking = JoinSet::new();
@@ -98,7 +99,7 @@ async fn p1_every_acknowledged_task_is_finished_exactly_once_whatever_breaks() {
 }
 
 /// Waits for all, and fails as the first that failed.
-async fn join(mut tasks: JoinSet<()>) {
+pub async fn join(mut tasks: JoinSet<()>) {
     while let Some(done) = timeout(Duration::from_mins(10), tasks.join_next()).await.unwrap() {
         if let Err(error) = done {
             std::panic::resume_unwind(error.into_panic());
@@ -109,7 +110,7 @@ async fn join(mut tasks: JoinSet<()>) {
 /// Waits until nothing is pending or running. Progress is the condition: what is left must shrink
 /// at least every minute and a half: an announcement that its worker could not act on, as a lock was
 /// in the way, is repeated after a minute.
-async fn finished(fleet: &Fleet, created: usize) {
+pub async fn finished(fleet: &Fleet, created: usize) {
     let left = "select count(*) from tasks where status in ('pending', 'running')";
     let (mut least, mut at) = (usize::MAX, Instant::now());
     loop {

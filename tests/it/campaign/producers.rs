@@ -1,7 +1,7 @@
 //! Producers: they create tasks, one by one under a key or as a batch, and write down every yes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ pub const GROUPS: usize = 12;
 /// Tasks of a batch, at most.
 const BATCH_MAX: usize = 40;
 /// More than any task needs: what is failed on purpose, lapsed or requeued is always tried again.
-const ATTEMPTS: i64 = 1_000;
+pub const ATTEMPTS: i64 = 1_000;
 
 /// Creates `count` acknowledged tasks over about as long as `during`.
 pub async fn produce(
@@ -27,25 +27,31 @@ pub async fn produce(
     let begun = Instant::now();
     let mut made = 0;
     while made < count {
-        // Half of the tasks come in batches.
-        let size = if caller.chance(95) { 1 } else { caller.rng.random_range(2..=BATCH_MAX) };
-        let size = size.min(count - made);
-        if size == 1 {
-            create(&mut caller, &format!("{name}-{made}"), &ledger).await;
-        } else {
-            create_all(&mut caller, &format!("{name}-{made}"), size, &ledger).await;
-        }
-        made += size;
+        made += some(&mut caller, &format!("{name}-{made}"), &ledger, count - made).await;
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         let due = during.mul_f64(made as f64 / count as f64);
         tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
     }
 }
 
-async fn create(caller: &mut Caller, title: &str, ledger: &Ledger) {
-    let body = task(caller, title);
+/// Creates one task, or a batch of at most `most`. Half of the tasks come in batches.
+pub async fn some(caller: &mut Caller, name: &str, ledger: &Ledger, most: usize) -> usize {
+    let size = if caller.chance(95) { 1 } else { caller.rng.random_range(2..=BATCH_MAX) };
+    let size = size.min(most);
+    if size == 1 {
+        let body = task(caller, name);
+        create(caller, &body, ledger).await;
+    } else {
+        create_all(caller, name, size, ledger).await;
+    }
+    size
+}
+
+/// Creates one task, under its title as key.
+pub async fn create(caller: &mut Caller, body: &Value, ledger: &Ledger) {
+    let title = body["title"].as_str().unwrap_or_default();
     let mut ids = Vec::new();
-    for answer in caller.ask("/v1/tasks", &body, Some(title)).await {
+    for answer in caller.ask("/v1/tasks", body, Some(title)).await {
         let task = answer.json();
         if !matches!(answer.status, 200 | 201) || task["title"] != title {
             ledger.violation(format!("created as {title}: {answer:?}"));
@@ -89,8 +95,14 @@ async fn create_all(caller: &mut Caller, name: &str, size: usize, ledger: &Ledge
 fn task(caller: &mut Caller, title: &str) -> Value {
     let group = caller.rng.random_range(0..GROUPS);
     let priority = caller.rng.random_range(0..10);
-    json!({
+    let mut task = json!({
         "title": title, "codebase_id": format!("group-{group}"), "priority": priority,
         "max_attempts": ATTEMPTS,
-    })
+    });
+    if caller.chance(5) {
+        // The wire has points in time here; a clock that is wrong costs some seconds.
+        let soon = SystemTime::now() + Duration::from_millis(caller.rng.random_range(0..3_000));
+        task["run_at"] = json!(chrono::DateTime::<chrono::Utc>::from(soon).to_rfc3339());
+    }
+    task
 }

@@ -41,7 +41,7 @@ impl Control {
         self.is_closing.store(true, Ordering::Relaxed);
     }
 
-    fn is_closing(&self) -> bool {
+    pub fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Relaxed)
     }
 
@@ -143,6 +143,8 @@ impl Worker {
             life.stream = SseStream::try_open(&self.streams, &server, &query).await;
             if life.stream.is_none() {
                 self.caller.pause(50, 300).await;
+            } else {
+                self.caller.fleet.tally.connects.fetch_add(1, Ordering::Relaxed);
             }
             return true;
         };

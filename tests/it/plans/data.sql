@@ -25,6 +25,10 @@ create function plans.keys(first bigint, count bigint) returns text[] language s
     return (select array_agg('key-' || n * 10) from generate_series(first / 10, first / 10 + count - 1) as n);
 create function plans.owners(first bigint, count bigint) returns text[] language sql immutable
     return (select array_agg('worker-' || 1000 + n * 7 % 1000) from generate_series(first, first + count - 1) as n);
+create function plans.codebases(first bigint, count bigint) returns text[] language sql immutable
+    return (select array_agg('codebase-' || n % 50 || ',codebase-' || (n + 7) % 50) from generate_series(first, first + count - 1) as n);
+create function plans.all_codebases() returns text[] language sql immutable
+    return (select array[string_agg('codebase-' || c, ',')] from generate_series(0, 49) as c);
 create function plans.workers(first bigint, count bigint, modulus bigint) returns text[] language sql immutable
     return (select array_agg('worker-' || n % modulus) from generate_series(first, first + count - 1) as n);
 

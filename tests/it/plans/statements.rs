@@ -197,8 +197,24 @@ pub const STATEMENTS: &[Statement] = &[
     // The window of each codebase; what a worker cannot do is read in vain.
     of("push_backlog", "8 workers of 2 codebases", 4_980, 1_000, "plans.workers(1, 8, 2000), 128"),
     of("push_backlog", "a worker of 50 codebases", 6_536, 6_656, "'{worker-0}', 128"),
+    of(
+        "push_backlog_shared",
+        "8 ways of 2 codebases",
+        8_120,
+        2_048,
+        "plans.codebases(1, 8), array_fill('linux'::text, '{8}'), 256",
+    ),
+    of(
+        "push_backlog_shared",
+        "one of 50 codebases",
+        16_100,
+        13_312,
+        "plans.all_codebases(), '{linux}', 256",
+    ),
     of("push_claimable", "200", 1_622, 200, "plans.ids(1050001, 200)"),
     of("push_still_claimable", "1,000", 3_213, 1_000, "plans.ids(1050001, 1000)"),
+    // Of so many workers it reads all, which are not many more.
+    of("push_asked", "1,000", 2_000, 2_000, "plans.workers(1, 1000, 2000)"),
     of("push_ready_since", "nothing new", 523, 0, "plans.snapshot(-9), 2000"),
     of("push_ready_since", "too much", 13, 0, "plans.snapshot(3), 2000"),
     // Only asked when there is too much to name: as many rows as are new.
@@ -229,15 +245,17 @@ pub const STATEMENTS: &[Statement] = &[
     // Looks for each worker among those of its batch.
     of(
         "stream_open",
-        "256 known",
-        6_326,
-        65_536,
-        "plans.workers(1, 256, 2000), array_fill(null::text, '{256}'), \
-         array_fill('codebase-9'::text, '{256}'), array_fill(null::text, '{256}'), \
-         plans.ids(1, 256), plans.id(1)",
+        "64 known",
+        1_600,
+        4_096,
+        "plans.workers(1, 64, 2000), array_fill(null::text, '{64}'), \
+         array_fill('codebase-9'::text, '{64}'), array_fill(null::text, '{64}'), \
+         plans.ids(1, 64), plans.id(1)",
     ),
     of("stream_close", "500", 8_936, 500, "plans.workers(1, 500, 2000), plans.ids(1, 500)"),
     of("stream_review", "8", 55, 0, "plans.workers(1, 8, 2000)"),
+    // Reads both tables as a whole, rather than a third of them by index.
+    of("stream_review", "500", 1_600, 0, "plans.workers(1, 500, 2000)"),
     of(
         "stream_restore",
         "500",
@@ -248,14 +266,16 @@ pub const STATEMENTS: &[Statement] = &[
     of("replica_heartbeat", "one", 6, 3, "plans.id(1), '127.0.0.1:1', '0.1.0', 15"),
     of("replica_leave", "nobody", 18, 3, "null, 15"),
     of("replica_leave", "one with 500 streams", 3_861, 2_000, "plans.id(1), 15"),
-    of("worker_seen", "one", 10, 1, "'{worker-1}', '{1}'"),
+    of("worker_seen", "one", 10, 1, "'{worker-1}', '{1}', '{null}', '{null}'"),
     of(
         "worker_seen",
         "500",
         6_367,
         500,
-        "plans.workers(1, 500, 2000), array_fill(1::float8, '{500}')",
+        "plans.workers(1, 500, 2000), array_fill(1::float8, '{500}'), plans.ids(1, 500), \
+         array_fill(1::float8, '{500}')",
     ),
+    of("worker_holding", "50", 130, 100, "plans.workers(1000, 50, 2000)"),
     of("worker_running", "two", 4, 2, "'worker-1014'"),
     of("worker_list", "one", 14, 3, "'worker-1', 60, 15, false"),
     of("worker_register", "a known one", 6, 0, "'worker-1', null, null, '{linux}', null, null"),

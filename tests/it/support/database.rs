@@ -13,6 +13,8 @@ use tokio::sync::OnceCell;
 static SHARED: OnceCell<Shared> = OnceCell::const_new();
 /// How long a test waits for its database to be dropped.
 const DROP_WAIT: Duration = Duration::from_secs(2);
+/// How long a query may take where Postgres may be away.
+const TRY_WAIT: Duration = Duration::from_secs(5);
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 struct Shared {
@@ -73,27 +75,39 @@ pub struct TestDb {
 
 impl TestDb {
     pub async fn new() -> Self {
-        let shared = shared().await;
+        Self::on(&shared().await.url).await
+    }
+
+    /// A database on another Postgres.
+    pub async fn on(server_url: &str) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("taskwire_test_{}_{number}", std::process::id());
-        let mut admin = connect(&shared.url).await;
+        let mut admin = connect(server_url).await;
         admin
             .execute(sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))))
             .await
             .expect("a database is created");
         let _ = admin.close().await;
-        let options: PgConnectOptions = shared.url.parse().expect("a Postgres URL");
+        let options: PgConnectOptions = server_url.parse().expect("a Postgres URL");
         let url = options.database(&name).to_url_lossy().to_string();
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .connect_lazy_with(url.parse().expect("a Postgres URL"));
-        Self { name, url, pool, admin_url: shared.url.clone() }
+        Self { name, url, pool, admin_url: server_url.to_owned() }
     }
 
     /// Runs SQL as an operator would.
     pub async fn execute(&self, sql: &str) {
         let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await;
         done.unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
+    /// The same where Postgres may be away; `None` then.
+    pub async fn try_value(&self, sql: &str) -> Option<String> {
+        let sql = AssertSqlSafe(format!("select ({sql})::text"));
+        let asked = sqlx::raw_sql(sql).fetch_one(&self.pool);
+        let row = tokio::time::timeout(TRY_WAIT, asked).await.ok()?.ok()?;
+        row.try_get(0).ok()
     }
 
     /// The one value that a query gives, as text.
@@ -109,7 +123,9 @@ impl Drop for TestDb {
     fn drop(&mut self) {
         let (url, name) = (self.admin_url.clone(), self.name.clone());
         let drop = async move {
-            let mut admin = connect(&url).await;
+            let options: PgConnectOptions = url.parse().expect("a Postgres URL");
+            // A Postgres that is gone has taken the database with it.
+            let Ok(mut admin) = options.disable_statement_logging().connect().await else { return };
             let sql = format!("drop database if exists {name} with (force)");
             let _ = admin.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
         };

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::database::TestDb;
 use super::sse::SseStream;
-use super::{PATIENCE, eventually, http_client};
+use super::{PATIENCE, http_client};
 
 /// A replica of its own, killed when dropped.
 pub struct Replica {
@@ -61,16 +61,29 @@ impl Replica {
 
     /// Starts with further settings, as flags.
     pub async fn start_with(db: &TestDb, flags: &[&str]) -> Self {
+        Self::spawn(Self::command(db, flags)).await
+    }
+
+    /// The command of a replica on this database, with further settings as flags.
+    pub fn command(db: &TestDb, flags: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskwire"));
         command
             .args(["serve", "--bind", "127.0.0.1:0", "--database-url", &db.url])
             .args(["--drain-seconds", "1"])
             .args(flags);
-        Self::spawn(command).await
+        command
     }
 
     /// Starts a server by any command that prints where it serves.
-    pub async fn spawn(mut command: Command) -> Self {
+    pub async fn spawn(command: Command) -> Self {
+        match Self::try_spawn(command, PATIENCE).await {
+            Ok(replica) => replica,
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    /// The same where the start may fail, as with Postgres away: why it did then.
+    pub async fn try_spawn(mut command: Command, patience: Duration) -> Result<Self, String> {
         let client = http_client().timeout(PATIENCE).build().unwrap();
         let mut child = command
             .env("RUST_LOG", "info,taskwire=debug,worker_sse=debug")
@@ -84,16 +97,29 @@ impl Replica {
         collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         // From here on a panic ends the process too.
         let mut replica = Self { url: String::new(), child, log, client };
-        replica.url = eventually("the server says where it serves", || {
-            let ended = replica.child.try_wait().expect("the child can be asked");
-            assert!(ended.is_none(), "the server ended");
+        let begun = std::time::Instant::now();
+        loop {
             let found = out.lock().unwrap().lines().find_map(|line| {
                 line.split_once("serves on ").map(|(_, url)| url.trim().to_owned())
             });
-            async { found }
-        })
-        .await;
-        replica
+            if let Some(url) = found {
+                replica.url = url;
+                return Ok(replica);
+            }
+            if let Some(status) = replica.has_ended() {
+                return Err(format!("the server ended ({status}): {}", replica.log()));
+            }
+            if begun.elapsed() > patience {
+                let log = replica.log();
+                return Err(format!("the server does not serve within {patience:?}: {log}"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How it ended, if it did.
+    pub fn has_ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("the child can be asked")
     }
 
     /// What it has logged.
@@ -121,7 +147,7 @@ impl Replica {
     pub async fn ends_within(&mut self, limit: Duration) -> Option<std::process::ExitStatus> {
         let begun = std::time::Instant::now();
         while begun.elapsed() < limit {
-            if let Some(status) = self.child.try_wait().expect("the child can be asked") {
+            if let Some(status) = self.has_ended() {
                 return Some(status);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -12,6 +12,8 @@ use super::{PATIENCE, http_client};
 pub struct Event {
     pub name: String,
     pub data: Value,
+    /// The hint how long to wait before a reconnect.
+    pub retry_ms: Option<u64>,
 }
 
 impl Event {
@@ -122,18 +124,18 @@ impl SseStream {
     }
 }
 
-fn parse(block: &str) -> Event {
-    let mut event = Event { name: String::new(), data: Value::Null };
+/// One event from its lines.
+pub fn parse(block: &str) -> Event {
+    let mut event = Event { name: String::new(), data: Value::Null, retry_ms: None };
     for line in block.lines() {
         if let Some(name) = line.strip_prefix("event: ") {
             name.clone_into(&mut event.name);
         } else if let Some(data) = line.strip_prefix("data: ") {
             event.data = serde_json::from_str(data).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        } else if let Some(ms) = line.strip_prefix("retry: ") {
+            event.retry_ms = Some(ms.parse().expect("milliseconds"));
         } else {
-            assert!(
-                line.is_empty() || line.starts_with("retry: ") || line == "id: ended",
-                "unexpected line: {line:?}"
-            );
+            assert!(line.is_empty() || line == "id: ended", "unexpected line: {line:?}");
         }
     }
     event
