@@ -4,6 +4,8 @@ mod dangers;
 mod half_open;
 mod link;
 mod listener;
+mod pooler;
+mod standby;
 mod vacuum;
 
 use std::time::{Duration, Instant};

@@ -10,13 +10,15 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_WAIT, LIFETIME, Link, Shared, State, session};
+use super::{CONNECT_WAIT, Carriage, LIFETIME, Link, Shared, State, session};
 
 /// How often it asks.
 const PULSE_EVERY: Duration = Duration::from_millis(300);
 /// A link on which nothing is heard for so long, although it was asked, is dead. Twice the slowest
 /// round trip that is promised to work; with the interval, what a caller waits for at most.
 const SILENCE: Duration = Duration::from_secs(1);
+/// Through a pooler the question waits for its turn, behind statements that may wait for a lock.
+const SILENCE_POOLED: Duration = Duration::from_secs(4);
 /// When others are heard, its own connection gets this much longer: the machine may be busy.
 const DOUBT: Duration = Duration::from_millis(400);
 /// Connections that were heard at most so long after the question may have died with this one.
@@ -41,7 +43,8 @@ pub(super) async fn run(link: Weak<Shared>) {
         };
         let asked = Instant::now();
         let Some(connection) = &mut own else {
-            let connect = session::connect(&link.0.options, link.0.carriage);
+            let options = link.0.options.clone().application_name("taskwire pulse");
+            let connect = session::connect(&options, link.0.carriage);
             match timeout(CONNECT_WAIT, connect).await {
                 Ok(connected) => (own, made) = (connected.ok(), Instant::now()),
                 // Not even a refusal.
@@ -79,7 +82,11 @@ async fn ask(
 ) -> Result<sqlx::Result<()>, Elapsed> {
     let question = connection.ping();
     tokio::pin!(question);
-    let answer = timeout(SILENCE, &mut question).await;
+    let silence = match link.0.carriage {
+        Carriage::Direct => SILENCE,
+        Carriage::Transactions => SILENCE_POOLED,
+    };
+    let answer = timeout(silence, &mut question).await;
     if answer.is_err() && link.0.heard() > asked {
         return timeout(DOUBT, question).await;
     }

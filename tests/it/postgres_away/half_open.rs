@@ -39,8 +39,22 @@ async fn f6_a_link_that_goes_silent_is_answered_503_in_time_and_replaced() {
     replica.create(json!({"title": "before"})).await;
     announced(&mut stream).await;
 
+    let pulses = async || {
+        let sql = "select coalesce(min(pid), 0) from pg_stat_activity
+                    where application_name = 'taskwire pulse' and datname = current_database()
+                      and backend_start = (select max(backend_start) from pg_stat_activity
+                            where application_name = 'taskwire pulse' and datname = current_database())";
+        db.value(sql).await
+    };
+    let mut last_pulse = "0".to_owned();
     for (to_postgres, from_postgres) in [(true, false), (false, true), (true, true)] {
         let before = listeners(&replica);
+        // What watches the link is a connection of its own, which must be there to die with the others.
+        last_pulse = eventually("there is a pulse", async || {
+            let pulse = pulses().await;
+            (pulse != last_pulse).then_some(pulse)
+        })
+        .await;
         let begun = Instant::now();
         link.silence(to_postgres, from_postgres);
         // Group commit and reads: everybody is told within the time that was promised, or served by a

@@ -1,7 +1,7 @@
 //! A TCP link to Postgres with faults: slow, silent without a word (half-open), or reset.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +33,7 @@ struct Faults {
 pub struct FaultyLink {
     pub url: String,
     faults: Arc<watch::Sender<Faults>>,
+    target: Arc<Mutex<String>>,
 }
 
 #[derive(Clone, Copy)]
@@ -43,13 +44,24 @@ enum Way {
 
 impl FaultyLink {
     pub async fn to(db: &TestDb) -> Self {
-        let (front, rest) = db.url.rsplit_once('@').unwrap();
+        Self::to_url(&db.url).await
+    }
+
+    pub async fn to_url(url: &str) -> Self {
+        let (front, rest) = url.rsplit_once('@').unwrap();
         let (target, path) = rest.split_once('/').unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let faults = Arc::new(watch::Sender::new(Faults::default()));
-        tokio::spawn(accept(listener, target.to_owned(), Arc::clone(&faults)));
-        Self { url: format!("{front}@{address}/{path}"), faults }
+        let target = Arc::new(Mutex::new(target.to_owned()));
+        tokio::spawn(accept(listener, Arc::clone(&target), Arc::clone(&faults)));
+        Self { url: format!("{front}@{address}/{path}"), faults, target }
+    }
+
+    /// From now on it leads to another server, as after a failover.
+    pub fn lead_to(&self, target: String) {
+        *self.target.lock().unwrap() = target;
+        self.reset();
     }
 
     /// Every open connection passes nothing more, in one direction or both, and nobody is told.
@@ -81,9 +93,14 @@ impl FaultyLink {
     }
 }
 
-async fn accept(listener: TcpListener, target: String, faults: Arc<watch::Sender<Faults>>) {
+async fn accept(
+    listener: TcpListener,
+    target: Arc<Mutex<String>>,
+    faults: Arc<watch::Sender<Faults>>,
+) {
     while let Ok((near, _)) = listener.accept().await {
-        let Ok(far) = TcpStream::connect(&target).await else {
+        let target = target.lock().unwrap().clone();
+        let Ok(far) = TcpStream::connect(target).await else {
             continue;
         };
         let _ = (near.set_nodelay(true), far.set_nodelay(true));
