@@ -4,5 +4,5 @@ alter table workers
     add column asked_task_id uuid,
     add column asked_at      timestamptz;
 
-comment on column workers.asked_task_id is 'The task that the worker asked for last, in vain, on a replica where it had no stream: so far it has read its stream.';
-comment on column workers.asked_at is 'When it asked for asked_task_id, to within a second.';
+comment on column workers.asked_task_id is 'The task that the worker asked for last, in vain, on a replica where it had no stream: so far it has read its stream. Null: it asked for whatever was best.';
+comment on column workers.asked_at is 'When it asked so. Null: never.';

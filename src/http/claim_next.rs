@@ -71,6 +71,10 @@ async fn claim_next(
         let detail = format!("must be 0 to {CLAIM_WAIT_SECONDS_MAX} seconds");
         return Err(Problem::Invalid(Invalid::new("wait", detail)));
     }
+    // Whoever has a stream and asks for the best was woken by it, and has read it.
+    if !app.hub.asked(&worker_id, None) {
+        app.seen.note_asked(&worker_id, None);
+    }
     let ask = NextAsk { worker_id, count: body.n, claim_id: body.claim_id };
     let tasks = if body.wait > 0.0 {
         let until = Instant::now() + Duration::from_secs_f64(body.wait);

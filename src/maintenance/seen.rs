@@ -1,5 +1,5 @@
 //! Workers' signs of life: noted in memory by every call, written every few seconds, many at once.
-//! With them goes which task a worker asked for in vain where it has no stream: its stream, elsewhere, may
+//! With them goes what a worker asked for where it has no stream: its stream, elsewhere, may
 //! wait for the proof that it was read (see `push::unread`).
 //! A crash loses the last few seconds of them, which no timeout notices.
 
@@ -28,7 +28,7 @@ pub struct Seen(Mutex<Notes>);
 #[derive(Debug, Default)]
 struct Notes {
     workers: HashMap<WorkerId, Note>,
-    /// Some of them asked for a task.
+    /// Some of them asked for a certain task.
     has_asked: bool,
     taken_at: Option<Instant>,
 }
@@ -36,8 +36,8 @@ struct Notes {
 #[derive(Clone, Copy, Debug)]
 struct Note {
     at: Instant,
-    /// The task that it asked for last, in vain, and when.
-    asked: Option<(TaskId, Instant)>,
+    /// What it asked for last, and when: a task, in vain, or whatever was best.
+    asked: Option<(Option<TaskId>, Instant)>,
 }
 
 impl Seen {
@@ -46,8 +46,8 @@ impl Seen {
         self.lock().note(worker, None);
     }
 
-    /// Notes that a worker that has no stream here asked for a task in vain.
-    pub fn note_asked(&self, worker: &WorkerId, task: TaskId) {
+    /// Notes that a worker that has no stream here asked for a task in vain, or for whatever is best.
+    pub fn note_asked(&self, worker: &WorkerId, task: Option<TaskId>) {
         self.lock().note(worker, Some(task));
     }
 
@@ -72,7 +72,7 @@ impl Seen {
     fn put_back(&self, unwritten: HashMap<WorkerId, Note>) {
         let mut notes = self.lock();
         for (worker, before) in unwritten {
-            notes.has_asked |= before.asked.is_some();
+            notes.has_asked |= before.asked.is_some_and(|(task, _)| task.is_some());
             let note = notes.workers.entry(worker).or_insert(before);
             note.asked = note.asked.or(before.asked);
         }
@@ -84,7 +84,7 @@ impl Seen {
 }
 
 impl Notes {
-    fn note(&mut self, worker: &WorkerId, asked: Option<TaskId>) {
+    fn note(&mut self, worker: &WorkerId, asked: Option<Option<TaskId>>) {
         let at = Instant::now();
         let asked = asked.map(|task| (task, at));
         if let Some(note) = self.workers.get_mut(worker) {
@@ -94,7 +94,8 @@ impl Notes {
         } else {
             return;
         }
-        self.has_asked |= asked.is_some();
+        // Who asks for the best may have no stream anywhere: that can wait.
+        self.has_asked |= asked.is_some_and(|(task, _)| task.is_some());
     }
 }
 

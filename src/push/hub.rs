@@ -163,13 +163,16 @@ impl Hub {
         self.metrics.backlog_reads.inc();
     }
 
-    /// A worker asked for a task by its id: it has read its stream as far as that. False: its stream
-    /// is not here.
-    pub fn asked(&self, worker: &WorkerId, task: TaskId) -> bool {
+    /// A worker asked for a task, or for whatever is best: it has read its stream as far as that task,
+    /// or all of it. False: its stream is not here.
+    pub fn asked(&self, worker: &WorkerId, task: Option<TaskId>) -> bool {
         let now = std::time::Instant::now();
         let streams = self.inner().of_worker(worker);
         for stream in &streams {
             stream.prove(task, now);
+            if task.is_none() && stream.wants_more() {
+                self.refill_one(stream.connection_id);
+            }
         }
         !streams.is_empty()
     }

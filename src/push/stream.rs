@@ -295,8 +295,8 @@ impl Stream {
         self.wants_more()
     }
 
-    /// The worker asked for a task by its id at that time, which proves that it has read so far.
-    pub(super) fn prove(&self, task: TaskId, asked_at: Instant) {
+    /// The worker asked for a task, or for whatever is best, at that time: it has read so far.
+    pub(super) fn prove(&self, task: Option<TaskId>, asked_at: Instant) {
         self.state().window.prove(task, asked_at);
     }
 
@@ -337,7 +337,7 @@ impl Stream {
             // By its id, as far as can be seen from here: a worker that claims the next ones elsewhere
             // and reads nothing of its stream is given more credit than it should have.
             if won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str()) {
-                state.window.prove(ready.id, now);
+                state.window.prove(Some(ready.id), now);
             }
             state.window.settle(ready.id);
         }

@@ -201,15 +201,25 @@ impl Window {
     }
 
     /// The worker asked for a task by its id at that time: it has read its stream as far as what it was
-    /// told of it until then.
-    pub fn prove(&mut self, id: TaskId, asked_at: Instant) {
-        if let Some(place) = self.unread_place(id)
+    /// told of it until then. Or it asked for whatever is best: then as far as it was written.
+    pub fn prove(&mut self, id: Option<TaskId>, asked_at: Instant) {
+        let place = match id {
+            Some(id) => self.unread_place(id),
+            None => self.places().filter(|place| place.told_at <= asked_at).max_by_key(|p| p.mark),
+        };
+        if let Some(place) = place
             && place.told_at <= asked_at
             && self.unread.prove(place.mark)
             && self.unread.has_room()
         {
             self.is_unread = false;
         }
+    }
+
+    /// Where all that it was told of late stands.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let outstanding = self.outstanding.values().map(|known| known.place);
+        outstanding.chain(self.remembered.iter().map(|known| known.place))
     }
 
     /// The first announcement of a task that the worker may not have read.
@@ -448,7 +458,7 @@ mod tests {
         let urgent = Offered { is_urgent: true, ..of(ready(1), 1, 1024) };
         assert_eq!(window.consider(urgent, now), Verdict::Announce);
         // It asks for the 20th, which somebody else has taken long ago.
-        window.prove(told[19].id, now);
+        window.prove(Some(told[19].id), now);
         assert!(window.has_room());
         assert_eq!(fill(&mut window, now).len(), 20);
     }
@@ -458,7 +468,7 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(128);
         let told = fill(&mut window, now + Duration::from_secs(1));
-        window.prove(told[39].id, now);
+        window.prove(Some(told[39].id), now);
         assert!(!window.has_room());
     }
 
@@ -481,7 +491,7 @@ mod tests {
             }
         }
         assert_eq!(repeated, 8);
-        window.prove(tasks[30].id, now);
+        window.prove(Some(tasks[30].id), now);
         now += REPEAT_LAST;
         assert!(!window.to_repeat(now).is_empty(), "it reads, so it is told again");
     }

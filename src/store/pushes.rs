@@ -231,11 +231,12 @@ impl Store {
         Ok(still)
     }
 
-    /// Which tasks some workers asked for last, and lost, where they have no stream, and how long ago.
+    /// What some workers asked for last where they have no stream, and how long ago: a task that they
+    /// lost, or whatever was best.
     pub async fn push_asked(
         &self,
         workers: &[WorkerId],
-    ) -> Result<HashMap<String, (TaskId, Duration)>, StoreError> {
+    ) -> Result<HashMap<String, (Option<TaskId>, Duration)>, StoreError> {
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows = sqlx::query_file!("src/store/sql/push_asked.sql", &workers as &[&str])
             .fetch_all(self.link())

@@ -61,8 +61,8 @@ pub struct SeenWorker {
     pub worker_id: WorkerId,
     /// How long ago its last call came.
     pub ago: Duration,
-    /// The task that it asked for last, in vain, where it has no stream; and how long ago.
-    pub asked: Option<(TaskId, Duration)>,
+    /// What it asked for last where it has no stream, and how long ago: a task, or whatever was best.
+    pub asked: Option<(Option<TaskId>, Duration)>,
 }
 
 impl SeenWorker {
@@ -144,7 +144,8 @@ impl Store {
     pub async fn worker_seen(&self, seen: &[SeenWorker]) -> Result<u64, StoreError> {
         let workers: Vec<_> = seen.iter().map(|seen| seen.worker_id.as_str()).collect();
         let ago: Vec<_> = seen.iter().map(|seen| seen.ago.as_secs_f64()).collect();
-        let tasks: Vec<_> = seen.iter().map(|seen| seen.asked.map(|(task, _)| task.0)).collect();
+        let tasks = seen.iter().map(|seen| seen.asked.and_then(|(task, _)| task).map(|id| id.0));
+        let tasks: Vec<_> = tasks.collect();
         let asked_ago: Vec<_> =
             seen.iter().map(|seen| seen.asked.map(|(_, ago)| ago.as_secs_f64())).collect();
         let done = sqlx::query_file!(

@@ -152,6 +152,31 @@ async fn s8_a_worker_whose_calls_land_elsewhere_is_told_as_fast_as_it_wins() {
     assert!(rate > 60.0, "{rate:.0} tasks/s");
 }
 
+/// A worker that is woken by its stream and then takes whatever is best.
+async fn a_look_for_the_best_is_a_proof(calls_elsewhere: bool) {
+    let db = TestDb::new().await;
+    let own = Replica::start(&db).await;
+    let other = if calls_elsewhere { Some(Replica::start(&db).await) } else { None };
+    let calls = other.as_ref().unwrap_or(&own);
+    let mut stream = RawStream::open(&own, "worker_id=w").await;
+    pour(&db, &own, 20).await;
+    stream.drain().await;
+    // It looks too late each time, and gets nothing.
+    calls.post("/v1/tasks/claim", json!({"worker_id": "w"})).await.expect(200);
+    let id = own.create(json!({"title": "news"})).await;
+    stream.until(&id).await;
+}
+
+#[tokio::test]
+async fn s8_a_worker_that_looks_for_the_best_when_it_is_woken_goes_on_hearing() {
+    a_look_for_the_best_is_a_proof(false).await;
+}
+
+#[tokio::test]
+async fn s8_the_same_holds_when_it_looks_on_another_replica() {
+    a_look_for_the_best_is_a_proof(true).await;
+}
+
 #[tokio::test]
 async fn s8_who_only_watches_hears_of_what_fits_and_again_after_a_reconnect() {
     let db = TestDb::new().await;
