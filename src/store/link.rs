@@ -6,6 +6,8 @@
 //! up, a quarter of an hour later), it pings twice for each statement, and a caller that stops waiting
 //! takes the half-made connection with it, so that over a slow link there is never a first one.
 
+mod executor;
+mod held;
 mod pulse;
 mod session;
 
@@ -16,14 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::{self, BoxStream};
-use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
-use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Connection, Either, Error, Execute, Executor, PgConnection, Postgres, SqlStr};
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow};
+use sqlx::{Connection, Either, Error, Execute, Executor, PgConnection, Postgres};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
+use held::{Held, State};
 pub(super) use session::{Carriage, bare};
 
 /// Connections that run statements, at most; the pulse has one more. Group commit needs few; the rest
@@ -100,27 +101,6 @@ struct Age {
     /// When somebody last wanted it.
     used: Instant,
     generation: u64,
-}
-
-/// What is to become of a connection that is given back.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Its last statement was answered to the end.
-    Clean,
-    /// It may be in the midst of a statement, as when a caller hung up.
-    InUse,
-    /// It is of no use any more.
-    Broken,
-}
-
-/// A connection in use. It goes back when dropped, at whatever moment that is.
-struct Held {
-    link: Link,
-    connection: Option<PgConnection>,
-    age: Age,
-    /// When it last answered.
-    heard: Instant,
-    state: State,
 }
 
 /// Who waits for a connection.
@@ -382,72 +362,6 @@ impl Shared {
     }
 }
 
-impl Held {
-    /// Whether it answers at all.
-    async fn answers(&mut self, wait: Duration) -> bool {
-        let Some(connection) = self.connection.as_mut() else {
-            return false;
-        };
-        let answer = self.link.answered(self.heard, connection.ping());
-        let answers = matches!(timeout(wait, answer).await, Ok(Ok(())));
-        if answers {
-            self.heard = Instant::now();
-        }
-        answers
-    }
-
-    /// Puts it by again if it answers.
-    async fn check(mut self, wait: Duration) {
-        let answers = self.answers(wait).await;
-        self.state = if answers { State::Clean } else { State::Broken };
-    }
-
-    /// Waits for the end of what somebody has begun on it and not waited for.
-    async fn settle(mut self) {
-        let carriage = self.link.0.carriage;
-        let settled = match self.connection.as_mut() {
-            Some(connection) if carriage == Carriage::Transactions => {
-                self.link.answered(self.heard, session::end_transaction(connection)).await.is_ok()
-            }
-            _ => self.answers(STATEMENT_WAIT).await,
-        };
-        self.state = if settled { State::Clean } else { State::Broken };
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let Some(connection) = self.connection.take() else {
-            return;
-        };
-        let is_old = self.age.generation != self.link.0.generation.load(Ordering::Relaxed);
-        if self.state == State::Broken || is_old || self.age.made.elapsed() > LIFETIME {
-            // Just dropped: its socket is closed at once. A goodbye could wait for a dead link.
-            drop(connection);
-            self.link.0.total.fetch_sub(1, Ordering::Relaxed);
-            if self.link.0.waiting.load(Ordering::Relaxed) > 0 {
-                self.link.want_another();
-            }
-            return;
-        }
-        if self.state == State::Clean {
-            self.link.0.put_by(connection, self.age, self.heard);
-            return;
-        }
-        // Somebody hung up in the midst of a statement, or it failed. It counts until it has ended.
-        let held = Self {
-            link: self.link.clone(),
-            connection: Some(connection),
-            age: self.age,
-            heard: self.heard,
-            state: State::Broken,
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(held.settle());
-        }
-    }
-}
-
 impl<'l> Waiting<'l> {
     fn new(count: &'l AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
@@ -465,49 +379,4 @@ impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Link")
     }
-}
-
-impl<'c> Executor<'c> for &'c Link {
-    type Database = Postgres;
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Done, Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let done = self.run(query).map_ok(|done| stream::iter(done.into_iter().map(Ok)));
-        done.try_flatten_stream().boxed()
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let done = self.run(query);
-        done.map_ok(|done| done.into_iter().find_map(Either::right)).boxed()
-    }
-
-    fn prepare_with<'e>(
-        self,
-        _sql: SqlStr,
-        _parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, Error>>
-    where
-        'c: 'e,
-    {
-        // A prepared statement belongs to a connection, and nobody knows which one comes next.
-        futures_util::future::ready(Err(unsupported())).boxed()
-    }
-
-    fn describe<'e>(self, _sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, Error>>
-    where
-        'c: 'e,
-    {
-        futures_util::future::ready(Err(unsupported())).boxed()
-    }
-}
-
-fn unsupported() -> Error {
-    Error::Protocol("the link only runs statements".to_owned())
 }
