@@ -2,12 +2,14 @@
 //!
 //! Absent on purpose: SQL, HTTP, tokio. A test (`tests/it/layers.rs`) keeps it that way.
 
+pub mod asked;
 pub mod fence;
 pub mod ids;
 pub mod limits;
 pub mod routing;
 pub mod task;
 
+pub use asked::Asked;
 pub use fence::Fence;
 pub use ids::{ConnectionId, ReplicaId, TaskId, WorkerId};
 pub use limits::Invalid;

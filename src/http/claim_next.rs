@@ -17,7 +17,7 @@ use super::claims::ClaimAnswer;
 use super::extract::{Caller, MaybeJsonBody};
 use super::problem::Problem;
 use crate::domain::limits::{CLAIM_TASKS_MAX, CLAIM_WAIT_SECONDS_MAX, Invalid};
-use crate::domain::{Fence, Routing, TaskId, WorkerId};
+use crate::domain::{Asked, Fence, Routing, TaskId, WorkerId};
 use crate::push::waiters::Waiter;
 use crate::shutdown::{Stage, jittered};
 use crate::store::{Claimed, FinishAsk, Next, NextAsk, StoreError, Verb};
@@ -72,8 +72,8 @@ async fn claim_next(
         return Err(Problem::Invalid(Invalid::new("wait", detail)));
     }
     // Whoever has a stream and asks for the best was woken by it, and has read it.
-    if !app.hub.asked(&worker_id, None) {
-        app.seen.note_asked(&worker_id, None);
+    if !app.hub.asked(&worker_id, Asked::Best) {
+        app.seen.note_asked(&worker_id, Asked::Best);
     }
     let ask = NextAsk { worker_id, count: body.n, claim_id: body.claim_id };
     let tasks = if body.wait > 0.0 {

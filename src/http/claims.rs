@@ -13,7 +13,7 @@ use super::App;
 use super::extract::{Caller, JsonBody, MaybeJsonBody, TaskInPath, parse_task_id};
 use super::problem::Problem;
 use crate::domain::limits::{self, ERROR_BYTES_MAX, Invalid, RETRY_AFTER_SECONDS_MAX, cut};
-use crate::domain::{Fence, Status, Task, TaskId, WorkerId};
+use crate::domain::{Asked, Fence, Status, Task, TaskId, WorkerId};
 use crate::store::{
     Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Heartbeat, HeartbeatAsk, Verb,
 };
@@ -66,11 +66,11 @@ async fn claim(
 async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
     let (task_id, worker_id) = (ask.task_id, ask.worker_id.clone());
     // To ask is proof that the worker has read its stream so far, whatever the answer.
-    let is_here = app.hub.asked(&worker_id, Some(task_id));
+    let is_here = app.hub.asked(&worker_id, Asked::Task(task_id));
     let claim = app.store.task_claim(ask).await?;
     // A stream elsewhere learns of a task that was won from its row.
     if !is_here && !matches!(claim, Claim::Claimed(_)) {
-        app.seen.note_asked(&worker_id, Some(task_id));
+        app.seen.note_asked(&worker_id, Asked::Task(task_id));
     }
     // A claim that another one is about to win is not settled yet: the task may stay claimable.
     if matches!(claim, Claim::Taken { by: None }) {

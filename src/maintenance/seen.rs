@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::every;
-use crate::domain::{TaskId, WorkerId};
+use crate::domain::{Asked, WorkerId};
 use crate::shutdown::Shutdown;
 use crate::store::{SeenWorker, Store};
 
@@ -37,7 +37,7 @@ struct Notes {
 struct Note {
     at: Instant,
     /// What it asked for last, and when: a task, in vain, or whatever was best.
-    asked: Option<(Option<TaskId>, Instant)>,
+    asked: Option<(Asked, Instant)>,
 }
 
 impl Seen {
@@ -47,8 +47,8 @@ impl Seen {
     }
 
     /// Notes that a worker that has no stream here asked for a task in vain, or for whatever is best.
-    pub fn note_asked(&self, worker: &WorkerId, task: Option<TaskId>) {
-        self.lock().note(worker, Some(task));
+    pub fn note_asked(&self, worker: &WorkerId, asked: Asked) {
+        self.lock().note(worker, Some(asked));
     }
 
     /// Forgets a worker that said farewell.
@@ -72,7 +72,7 @@ impl Seen {
     fn put_back(&self, unwritten: HashMap<WorkerId, Note>) {
         let mut notes = self.lock();
         for (worker, before) in unwritten {
-            notes.has_asked |= before.asked.is_some_and(|(task, _)| task.is_some());
+            notes.has_asked |= before.asked.is_some_and(|(asked, _)| asked.is_urgent());
             let note = notes.workers.entry(worker).or_insert(before);
             note.asked = note.asked.or(before.asked);
         }
@@ -84,9 +84,9 @@ impl Seen {
 }
 
 impl Notes {
-    fn note(&mut self, worker: &WorkerId, asked: Option<Option<TaskId>>) {
+    fn note(&mut self, worker: &WorkerId, asked: Option<Asked>) {
         let at = Instant::now();
-        let asked = asked.map(|task| (task, at));
+        let asked = asked.map(|asked| (asked, at));
         if let Some(note) = self.workers.get_mut(worker) {
             *note = Note { at, asked: asked.or(note.asked) };
         } else if self.workers.len() < WORKERS_MAX {
@@ -94,8 +94,7 @@ impl Notes {
         } else {
             return;
         }
-        // Who asks for the best may have no stream anywhere: that can wait.
-        self.has_asked |= asked.is_some_and(|(task, _)| task.is_some());
+        self.has_asked |= asked.is_some_and(|(asked, _)| asked.is_urgent());
     }
 }
 
@@ -123,6 +122,6 @@ fn column(worker: &WorkerId, note: Note) -> SeenWorker {
     SeenWorker {
         worker_id: worker.clone(),
         ago: note.at.elapsed(),
-        asked: note.asked.map(|(task, at)| (task, at.elapsed())),
+        asked: note.asked.map(|(asked, at)| (asked, at.elapsed())),
     }
 }

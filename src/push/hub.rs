@@ -19,7 +19,7 @@ use super::frames::End;
 use super::stream::{Announcement, Offer, Stream};
 use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
-use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
+use crate::domain::{Asked, ConnectionId, Routing, TaskId, WorkerId};
 use crate::metrics::Metrics;
 
 /// Connections whose presence is ended by one statement.
@@ -165,12 +165,12 @@ impl Hub {
 
     /// A worker asked for a task, or for whatever is best: it has read its stream as far as that task,
     /// or all of it. False: its stream is not here.
-    pub fn asked(&self, worker: &WorkerId, task: Option<TaskId>) -> bool {
+    pub fn asked(&self, worker: &WorkerId, asked: Asked) -> bool {
         let now = std::time::Instant::now();
         let streams = self.inner().of_worker(worker);
         for stream in &streams {
-            stream.prove(task, now);
-            if task.is_none() && stream.wants_more() {
+            stream.prove(asked, now);
+            if asked == Asked::Best && stream.wants_more() {
                 self.refill_one(stream.connection_id);
             }
         }

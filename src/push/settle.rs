@@ -120,10 +120,10 @@ async fn prove(store: &Store, streams: &[Arc<Stream>]) -> Result<(), StoreError>
         let begun = Instant::now();
         let asked = store.push_asked(&workers).await?;
         for stream in streams {
-            if let Some((task, ago)) = asked.get(stream.worker_id.as_str())
+            if let Some((what, ago)) = asked.get(stream.worker_id.as_str())
                 && let Some(asked_at) = begun.checked_sub(*ago)
             {
-                stream.prove(*task, asked_at);
+                stream.prove(*what, asked_at);
             }
         }
     }

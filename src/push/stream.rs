@@ -10,7 +10,7 @@ use super::frames::{self, TaskFrames};
 use super::mailbox::Mailbox;
 use super::unread::on_the_way;
 use super::window::{Offered, Verdict, Window};
-use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
+use crate::domain::{Asked, ConnectionId, Routing, TaskId, WorkerId};
 use crate::store::{PushTask, Ready};
 
 /// A stream that is old enough to end and did not is old enough again after this long.
@@ -296,8 +296,8 @@ impl Stream {
     }
 
     /// The worker asked for a task, or for whatever is best, at that time: it has read so far.
-    pub(super) fn prove(&self, task: Option<TaskId>, asked_at: Instant) {
-        self.state().window.prove(task, asked_at);
+    pub(super) fn prove(&self, asked: Asked, asked_at: Instant) {
+        self.state().window.prove(asked, asked_at);
     }
 
     /// The worker could not claim a task because its row was locked.
@@ -337,7 +337,7 @@ impl Stream {
             // By its id, as far as can be seen from here: a worker that claims the next ones elsewhere
             // and reads nothing of its stream is given more credit than it should have.
             if won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str()) {
-                state.window.prove(Some(ready.id), now);
+                state.window.prove(Asked::Task(ready.id), now);
             }
             state.window.settle(ready.id);
         }

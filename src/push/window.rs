@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::unread::{Mark, Unread};
-use crate::domain::TaskId;
+use crate::domain::{Asked, TaskId};
 use crate::store::Ready;
 
 /// Bytes of outstanding announcements at which a window is full.
@@ -202,10 +202,12 @@ impl Window {
 
     /// The worker asked for a task by its id at that time: it has read its stream as far as what it was
     /// told of it until then. Or it asked for whatever is best: then as far as it was written.
-    pub fn prove(&mut self, id: Option<TaskId>, asked_at: Instant) {
-        let place = match id {
-            Some(id) => self.unread_place(id),
-            None => self.places().filter(|place| place.told_at <= asked_at).max_by_key(|p| p.mark),
+    pub fn prove(&mut self, asked: Asked, asked_at: Instant) {
+        let place = match asked {
+            Asked::Task(id) => self.unread_place(id),
+            Asked::Best => {
+                self.places().filter(|place| place.told_at <= asked_at).max_by_key(|p| p.mark)
+            }
         };
         if let Some(place) = place
             && place.told_at <= asked_at
@@ -458,7 +460,7 @@ mod tests {
         let urgent = Offered { is_urgent: true, ..of(ready(1), 1, 1024) };
         assert_eq!(window.consider(urgent, now), Verdict::Announce);
         // It asks for the 20th, which somebody else has taken long ago.
-        window.prove(Some(told[19].id), now);
+        window.prove(Asked::Task(told[19].id), now);
         assert!(window.has_room());
         assert_eq!(fill(&mut window, now).len(), 20);
     }
@@ -468,7 +470,7 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(128);
         let told = fill(&mut window, now + Duration::from_secs(1));
-        window.prove(Some(told[39].id), now);
+        window.prove(Asked::Task(told[39].id), now);
         assert!(!window.has_room());
     }
 
@@ -491,7 +493,7 @@ mod tests {
             }
         }
         assert_eq!(repeated, 8);
-        window.prove(Some(tasks[30].id), now);
+        window.prove(Asked::Task(tasks[30].id), now);
         now += REPEAT_LAST;
         assert!(!window.to_repeat(now).is_empty(), "it reads, so it is told again");
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::{Store, StoreError};
-use crate::domain::{Routing, Status, Task, TaskId, WorkerId};
+use crate::domain::{Asked, Routing, Status, Task, TaskId, WorkerId};
 
 /// A claimable task as it is pushed.
 #[derive(Clone, Debug)]
@@ -236,7 +236,7 @@ impl Store {
     pub async fn push_asked(
         &self,
         workers: &[WorkerId],
-    ) -> Result<HashMap<String, (Option<TaskId>, Duration)>, StoreError> {
+    ) -> Result<HashMap<String, (Asked, Duration)>, StoreError> {
         let workers: Vec<_> = workers.iter().map(WorkerId::as_str).collect();
         let rows = sqlx::query_file!("src/store/sql/push_asked.sql", &workers as &[&str])
             .fetch_all(self.link())
@@ -244,7 +244,10 @@ impl Store {
         let ago = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(rows
             .into_iter()
-            .map(|row| (row.worker_id, (row.task_id, ago(row.seconds_ago))))
+            .map(|row| {
+                let asked = row.task_id.map_or(Asked::Best, Asked::Task);
+                (row.worker_id, (asked, ago(row.seconds_ago)))
+            })
             .collect())
     }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{REPLICA_SILENCE, Store, StoreError};
-use crate::domain::{ConnectionId, ReplicaId, TaskId, WorkerId};
+use crate::domain::{Asked, ConnectionId, ReplicaId, TaskId, WorkerId};
 
 /// What a worker says of itself. `None` leaves what is known as it is.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub struct SeenWorker {
     /// How long ago its last call came.
     pub ago: Duration,
     /// What it asked for last where it has no stream, and how long ago: a task, or whatever was best.
-    pub asked: Option<(Option<TaskId>, Duration)>,
+    pub asked: Option<(Asked, Duration)>,
 }
 
 impl SeenWorker {
@@ -144,7 +144,8 @@ impl Store {
     pub async fn worker_seen(&self, seen: &[SeenWorker]) -> Result<u64, StoreError> {
         let workers: Vec<_> = seen.iter().map(|seen| seen.worker_id.as_str()).collect();
         let ago: Vec<_> = seen.iter().map(|seen| seen.ago.as_secs_f64()).collect();
-        let tasks = seen.iter().map(|seen| seen.asked.and_then(|(task, _)| task).map(|id| id.0));
+        let tasks =
+            seen.iter().map(|seen| seen.asked.and_then(|(asked, _)| asked.task()).map(|id| id.0));
         let tasks: Vec<_> = tasks.collect();
         let asked_ago: Vec<_> =
             seen.iter().map(|seen| seen.asked.map(|(_, ago)| ago.as_secs_f64())).collect();

@@ -95,6 +95,13 @@ fn setting(name: &str, default: usize) -> usize {
     })
 }
 
+/// A list of words of this folder's environment, such as kinds of faults; empty if not given.
+fn words(name: &str) -> Vec<String> {
+    let text = std::env::var_os(format!("TASKWIRE_CAMPAIGN_{name}")).unwrap_or_default();
+    let text = text.to_string_lossy();
+    text.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
 /// The value that a share (0 to 1) of the sample does not exceed.
 fn percentile(sample: &mut [Duration], share: f64) -> Duration {
     sample.sort_unstable();

@@ -149,11 +149,20 @@ impl World {
         let back = Instant::now();
         let me = json!({"worker_id": "medic", "name": "medic"});
         let any = json!({"worker_id": "medic", "n": 1});
+        let mut tries = Vec::new();
         loop {
-            let works = matches!(more.create(&url).await, Some(200 | 201))
-                && more.post(&url, "/v1/agent/workers/register", &me).await == Some(200)
-                && more.post(&url, "/v1/tasks/claim", &any).await == Some(200);
-            if works {
+            let begun = back.elapsed();
+            let statuses = [
+                more.create(&url).await,
+                more.post(&url, "/v1/agent/workers/register", &me).await,
+                more.post(&url, "/v1/tasks/claim", &any).await,
+            ];
+            tries.push((begun, statuses, more.weather.active()));
+            if statuses.iter().flatten().filter(|status| **status < 300).count() == 3 {
+                if back.elapsed() > RECOVERED_WITHIN {
+                    let last: Vec<_> = tries.iter().rev().take(15).collect();
+                    eprintln!("{url} works again after {:?}, pid {pid}: {last:?}", back.elapsed());
+                }
                 return Some(back.elapsed());
             }
             if slot.at().is_none_or(|at| at.1 != pid) {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,6 +11,9 @@ use serde_json::{Value, json};
 use super::database::TestDb;
 use super::sse::SseStream;
 use super::{PATIENCE, http_client};
+
+/// How long the last lines of a server that has ended may take to arrive.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(2);
 
 /// A replica of its own, killed when dropped.
 pub struct Replica {
@@ -94,7 +98,7 @@ impl Replica {
             .expect("the server starts");
         let (out, log) = (Arc::default(), Arc::default());
         collect(child.stdout.take().expect("piped"), Arc::clone(&out));
-        collect(child.stderr.take().expect("piped"), Arc::clone(&log));
+        let reading = collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         // From here on a panic ends the process too.
         let mut replica = Self { url: String::new(), child, log, client };
         let begun = std::time::Instant::now();
@@ -107,6 +111,11 @@ impl Replica {
                 return Ok(replica);
             }
             if let Some(status) = replica.has_ended() {
+                // What it said last is the reason.
+                let ended = std::time::Instant::now();
+                while !reading.is_finished() && ended.elapsed() < LAST_WORDS_WAIT {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 return Err(format!("the server ended ({status}): {}", replica.log()));
             }
             if begun.elapsed() > patience {
@@ -224,12 +233,12 @@ impl Drop for Replica {
     }
 }
 
-fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             let mut text = into.lock().unwrap();
             text.push_str(&line);
             text.push('\n');
         }
-    });
+    })
 }
