@@ -132,7 +132,7 @@ async fn rolls(campaign: &Campaign, kind: Kind) {
     let busy = if streams < LARGE { BUSY } else { Duration::ZERO };
     let (mut moved, mut slowest, mut peak) = (0, Duration::ZERO, 0);
     for n in 0..REPLICAS {
-        let there = streams_on(&behind.http, behind.addresses[n]).await.expect("it serves");
+        let there = eventually("it serves", || streams_on(&behind.http, behind.addresses[n])).await;
         log.event(format!("SIGTERM to replica {}", n + 1));
         let mut old = behind.replicas[n].take().expect("it runs");
         let asked = Instant::now();
