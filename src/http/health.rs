@@ -49,6 +49,8 @@ async fn readyz(State(app): State<App>) -> Result<Json<Value>, Problem> {
         reasons.push("notifications do not arrive (no canary came back for 10 s)".to_owned());
     }
     if !reasons.is_empty() {
+        // A warning may well be the cause.
+        reasons.append(&mut warnings);
         return Err(Problem::NotReady(reasons.join("; ")));
     }
     Ok(Json(json!({

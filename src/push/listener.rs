@@ -78,7 +78,6 @@ impl Listener {
     ) {
         let mut wait = RECONNECT_FIRST;
         loop {
-            let begun = Instant::now();
             let mut was_on = false;
             let life = self.one_life(&store, &inbox, replica, &mut was_on);
             let Some(loss) = shutdown.until_stopping(life).await else {
@@ -92,7 +91,7 @@ impl Listener {
                     format!("a canary did not come back within {} s", CANARY_BACK_WITHIN.as_secs())
                 }
             };
-            if begun.elapsed() > RECONNECT_LAST {
+            if was_on {
                 wait = RECONNECT_FIRST;
             }
             // Said once per loss; that it is still gone is for debugging.
