@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::configs::Setup;
 use super::crew::{Crew, Return, Worker};
@@ -12,6 +12,9 @@ use crate::support::eventually;
 
 const WORKERS: usize = 4;
 const TASKS_PER_SECOND: u32 = 15;
+
+/// `worker_shutdown_timeout` and `hard-stop-after` in our files: then the old processes close streams.
+const OLD_PROCESSES_STAY: Duration = Duration::from_secs(30);
 
 /// Workers that all want all tasks.
 async fn hire(crew: &Arc<Crew>) -> Vec<tokio::task::JoinHandle<()>> {
@@ -38,6 +41,7 @@ async fn survives_a_reload(kind: Kind) {
     let crew = Crew::new(behind.address(), Return::AsTold);
     let hired = hire(&crew).await;
     let producer = crew.produce(vec!["a".to_owned()], TASKS_PER_SECOND);
+    let first_reload = Instant::now();
     for _ in 0..3 {
         done(&crew, 10).await;
         let before = behind.proxy.workers();
@@ -51,7 +55,9 @@ async fn survives_a_reload(kind: Kind) {
     producer.stop().await;
     crew.prove(&behind.db).await;
     // The streams are still those of before: the old processes serve them to their end.
-    assert_eq!(crew.tally.opened.load(Relaxed), WORKERS);
+    if first_reload.elapsed() < OLD_PROCESSES_STAY {
+        assert_eq!(crew.tally.opened.load(Relaxed), WORKERS);
+    }
     eprintln!(
         "{kind:?}: 3 reloads, {} tasks, {} calls repeated ({}), {} streams opened",
         crew.tally.completed.load(Relaxed),
