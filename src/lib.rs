@@ -43,5 +43,6 @@ pub mod metrics;
 pub mod push;
 pub mod server;
 pub mod shutdown;
+pub mod stalls;
 pub mod store;
 pub mod telemetry;

@@ -35,6 +35,7 @@ pub struct Metrics {
     pub backlog_reads: Counter,
     pub tasks_created: Counter,
     pub listener_losses: Counter,
+    pub stalls: Counter,
     pub notification_queue_usage: Gauge<f64, AtomicU64>,
     dangers: Family<What, Gauge>,
     streams_ended: Family<Outcome, Counter>,
@@ -55,6 +56,7 @@ impl Metrics {
         let backlog_reads = Counter::default();
         let tasks_created = Counter::default();
         let listener_losses = Counter::default();
+        let stalls = Counter::default();
         let notification_queue_usage = Gauge::<f64, AtomicU64>::default();
         let dangers = Family::default();
         let streams_ended = Family::default();
@@ -68,6 +70,7 @@ impl Metrics {
         registry.register("backlog_reads", "Statements for backlogs", backlog_reads.clone());
         registry.register("tasks_created", "Tasks created by API", tasks_created.clone());
         registry.register("listener_losses", "Lost LISTEN connections", listener_losses.clone());
+        registry.register("stalls", "Times the process stood still for a second", stalls.clone());
         registry.register(
             "notification_queue_usage",
             "How full Postgres' notification queue is, 0 to 1",
@@ -95,6 +98,7 @@ impl Metrics {
             backlog_reads,
             tasks_created,
             listener_losses,
+            stalls,
             notification_queue_usage,
             dangers,
             streams_ended,

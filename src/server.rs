@@ -25,6 +25,7 @@ use crate::push::router::Router;
 use crate::push::watch::Watch;
 use crate::push::{age, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
+use crate::stalls;
 use crate::store::migrate::{MigrateError, migrate};
 use crate::store::{Danger, Store, StoreError, Times, chain, parse_url};
 
@@ -312,6 +313,7 @@ impl Parts {
             Arc::clone(&self.metrics),
             stop(),
         )));
+        run(Box::pin(stalls::run(Arc::clone(&self.metrics), stop())));
         run(Box::pin(router.clone().run(stop())));
         run(Box::pin(router.clone().attend(stop())));
         run(Box::pin(sweep::run(

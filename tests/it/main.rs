@@ -34,6 +34,7 @@ mod readme;
 mod routing;
 mod schema;
 mod sockets;
+mod stalls;
 mod startup;
 mod storms;
 mod streams;
