@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,8 +20,6 @@ use crate::support::{Replica, TestDb, eventually, programs};
 
 /// Streams that connect at the same time.
 const CONNECTING_MAX: usize = 200;
-/// Between two tasks that all streams hear of.
-const BEAT: Duration = Duration::from_millis(250);
 /// A peer that takes nothing, or answers nothing, is gone by then.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of a receive buffer that no window fits into.
@@ -34,6 +33,7 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
     let vanished =
         if programs::find("nft").is_some() { campaign.number("VANISHED", 40) } else { 0 };
     let beats = campaign.number("BEATS", 12);
+    let beat = Duration::from_millis(campaign.number("BEAT_MS", 250) as u64);
     let db = TestDb::new().await;
     let replica = Replica::start_with(&db, &["--worker-sse-max-age", "0"]).await;
     let before = Cost::of(&replica);
@@ -46,19 +46,19 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
     let watched = Duration::from_secs(5);
     sleep(watched).await;
     let idle_cpu = Cost::of(&replica).cpu.saturating_sub(idle.cpu);
-    let alone = crowd.beats(&replica, 0, beats).await;
+    let alone = crowd.beats(&replica, 0..beats, beat).await;
 
     crowd.join(&replica, "stuck", stuck, Kind::Stuck).await;
     let ports = crowd.join(&replica, "vanished", vanished, Kind::Reader).await;
     let unplugged = (vanished > 0).then(|| Unplugged::new(&ports)).flatten();
     let begun = Instant::now();
-    let beside = crowd.beats(&replica, beats, beats).await;
+    let beside = crowd.beats(&replica, beats..2 * beats, beat).await;
     let left = if vanished > 0 && unplugged.is_none() { healthy + vanished } else { healthy };
     let more = async {
         for n in 0.. {
             // What no healthy stream hears of keeps something on the way to the others.
             replica.create(json!({"title": format!("beat {}", 1_000_000 + n)})).await;
-            sleep(BEAT).await;
+            sleep(beat).await;
         }
     };
     let gone = eventually_within(GIVEN_UP_WITHIN + Duration::from_secs(5), async || {
@@ -182,19 +182,24 @@ impl Crowd {
     }
 
     /// Tasks at an even pace; how long each took to reach each healthy stream.
-    async fn beats(&self, replica: &Replica, from: usize, count: usize) -> Vec<Duration> {
+    async fn beats(
+        &self,
+        replica: &Replica,
+        numbers: Range<usize>,
+        beat: Duration,
+    ) -> Vec<Duration> {
         let mut sent = Vec::new();
-        for n in from..from + count {
+        for n in numbers.clone() {
             sent.push(Instant::now());
             let id = replica.create(json!({"title": format!("beat {n}")})).await;
-            sleep(BEAT).await;
+            sleep(beat).await;
             // Nobody's window is to fill.
             replica.post(&format!("/v1/tasks/{id}/cancel"), json!({})).await.expect(200);
         }
         sleep(Duration::from_secs(2)).await;
         let heard = std::mem::take(&mut *self.heard.lock().unwrap());
-        let ours = heard.into_iter().filter(|(n, _)| (from..from + count).contains(n));
-        ours.map(|(n, at)| at - sent[n - from]).collect()
+        let ours = heard.into_iter().filter(|(n, _)| numbers.contains(n));
+        ours.map(|(n, at)| at - sent[n - numbers.start]).collect()
     }
 }
 
@@ -204,7 +209,9 @@ async fn connect(address: SocketAddr, worker: &str, kind: Kind) -> TcpStream {
         socket.set_recv_buffer_size(u32::try_from(TINY).unwrap()).unwrap();
     }
     let mut socket = socket.connect(address).await.expect("a connection");
-    let ask = format!("GET /v1/worker/tasks/stream?worker_id={worker} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let ask = format!(
+        "GET /v1/worker/tasks/stream?worker_id={worker}&events=task_available HTTP/1.1\r\nHost: x\r\n\r\n"
+    );
     socket.write_all(ask.as_bytes()).await.unwrap();
     socket
 }
