@@ -7,7 +7,7 @@ use super::ids::TaskId;
 pub enum Asked {
     /// That task: the worker has heard of it.
     Task(TaskId),
-    /// Whatever is best: if the worker has a stream, it was woken by that.
+    /// Whatever is best: the worker may not have read its stream for long.
     Best,
 }
 

@@ -16,7 +16,7 @@ use super::room::Room;
 use super::socket::Socket;
 use crate::shutdown::{Shutdown, Stage};
 
-/// Wait after an accept that failed for want of memory or descriptors although one was spare.
+/// Wait after an accept that failed, also for want of descriptors although one was spare.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Reads of what a refused client has sent already.
 const REFUSED_READS_MAX: usize = 16;
@@ -65,8 +65,11 @@ pub async fn serve(
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
-            // The peer was gone before it was accepted.
-            Err(error) => tracing::debug!("could not accept a connection: {error}"),
+            // The peer was gone before it was accepted; or memory is short, and a moment helps.
+            Err(error) => {
+                tracing::debug!("could not accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
         }
     }
     drop(listener);

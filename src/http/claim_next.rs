@@ -71,7 +71,7 @@ async fn claim_next(
         let detail = format!("must be 0 to {CLAIM_WAIT_SECONDS_MAX} seconds");
         return Err(Problem::Invalid(Invalid::new("wait", detail)));
     }
-    // Whoever has a stream and asks for the best was woken by it, and has read it.
+    // Its stream must not end by age now: whoever waits here does not read there.
     if !app.hub.asked(&worker_id, Asked::Best) {
         app.seen.note_asked(&worker_id, Asked::Best);
     }

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
 use super::feed::Feed;
+use super::in_flight::InFlight;
 use super::request_body::RequestBody;
 use super::room::Place;
 use super::socket::Socket;
@@ -29,8 +30,11 @@ use crate::shutdown::Shutdown;
 
 /// Bytes of a request's head, at most: `X-Codebases` may list 500 ids of 128 characters.
 const HEAD_BYTES_MAX: u32 = 128 * 1024;
-/// A peer that speaks HTTP/2 is asked for a sign of life this often, and has as long to answer.
-const PING_EVERY: Duration = Duration::from_secs(10);
+/// A connection on which half a head has come has so long to send the rest when the replica shuts down.
+const PARTIAL_HEAD_WAIT: Duration = Duration::from_secs(1);
+/// An HTTP/2 connection without requests is looked at as often as a head may take, and closed after so many
+/// looks: a minute.
+const HTTP2_QUIET_LOOKS: u32 = 6;
 /// Requests, streams among them, that one HTTP/2 connection may carry at the same time.
 const HTTP2_STREAMS_MAX: u32 = 250;
 /// Bytes that may wait for one of them.
@@ -40,9 +44,17 @@ const HTTP2_SEND_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) router: Router,
-    /// True: finish what is in flight, and take no more.
+    /// True: finish what is in flight, and take no more. See [`Served::finishing`].
     pub(super) finishing: watch::Receiver<bool>,
     pub(super) shutdown: Shutdown,
+}
+
+impl Served {
+    /// Once no more requests are to be taken.
+    async fn finishing(&self) {
+        // A sender that is gone has said so before.
+        let _ = self.finishing.clone().wait_for(|now| *now).await;
+    }
 }
 
 type Broken = Box<dyn Error + Send + Sync>;
@@ -56,7 +68,10 @@ pub(super) async fn serve_one(
 ) {
     let shutdown = served.shutdown.clone();
     let serving = async {
-        let is_http2 = tokio::time::timeout(head_timeout, speaks_http2(&socket)).await;
+        let is_http2 = tokio::select! {
+            is_http2 = tokio::time::timeout(head_timeout, speaks_http2(&socket)) => is_http2,
+            () = served.finishing() => return Ok(()),
+        };
         if is_http2.map_err(|_| "nothing came in time")?? {
             over_http2(socket, place, &served, head_timeout).await
         } else {
@@ -82,18 +97,20 @@ async fn over_http1(
     head_timeout: Duration,
 ) -> Result<(), Broken> {
     let (handover, is_stuck) = (Arc::new(Handover::default()), socket.is_stuck());
-    let (router, to) = (served.router.clone(), Arc::clone(&handover));
+    let in_flight = InFlight::default();
+    let (router, to, counted) = (served.router.clone(), Arc::clone(&handover), in_flight.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (router, to, is_stuck) = (router.clone(), Arc::clone(&to), Arc::clone(&is_stuck));
+        let answering = counted.begin();
         async move {
             let version = request.version();
             let mut response = answer(router, request).await;
             let Some(feed) = Feed::taken_from(&mut response) else {
-                return Ok::<_, Infallible>(response);
+                return Ok::<_, Infallible>(answering.with(response));
             };
             if is_stuck.load(Ordering::Relaxed) {
                 // An earlier answer is still on its way out of hyper's buffer.
-                return Ok(response.map(|_| feed.into_body()));
+                return Ok(answering.with(response.map(|_| feed.into_body())));
             }
             let (head, _) = response.into_parts();
             to.put(Taken { head, version, feed });
@@ -106,23 +123,35 @@ async fn over_http1(
         .header_read_timeout(head_timeout)
         .max_buf_size(HEAD_BYTES_MAX as usize)
         .serve_connection(TokioIo::new(socket), service);
-    let mut finishing = served.finishing.clone();
-    let mut is_finishing = false;
-    loop {
-        tokio::select! {
-            biased;
-            taken = handover.taken() => {
-                let socket = connection.into_parts().io.into_inner();
-                tokio::spawn(stream_writer::run(socket, place, taken));
-                return Ok(());
-            }
-            ended = &mut connection => return Ok(ended?),
-            _ = finishing.wait_for(|now| *now), if !is_finishing => {
-                is_finishing = true;
-                Pin::new(&mut connection).graceful_shutdown();
+    let taken = {
+        let leaving = async {
+            served.finishing().await;
+            tokio::time::sleep(PARTIAL_HEAD_WAIT).await;
+        };
+        tokio::pin!(leaving);
+        let (mut is_finishing, mut has_left) = (false, false);
+        loop {
+            tokio::select! {
+                biased;
+                taken = handover.taken() => break taken,
+                ended = &mut connection => return Ok(ended?),
+                () = served.finishing(), if !is_finishing => {
+                    is_finishing = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+                // hyper would wait for the rest of a head of which a part has come.
+                () = &mut leaving, if !has_left => {
+                    has_left = true;
+                    if in_flight.is_idle() {
+                        return Ok(());
+                    }
+                }
             }
         }
-    }
+    };
+    let socket = connection.into_parts().io.into_inner();
+    tokio::spawn(stream_writer::run(socket, place, taken));
+    Ok(())
 }
 
 async fn over_http2(
@@ -131,44 +160,49 @@ async fn over_http2(
     served: &Served,
     head_timeout: Duration,
 ) -> Result<(), Broken> {
-    let heard = Arc::new(AtomicBool::new(false));
-    let (router, has_asked) = (served.router.clone(), Arc::clone(&heard));
+    let in_flight = InFlight::default();
+    let (router, counted) = (served.router.clone(), in_flight.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        has_asked.store(true, Ordering::Relaxed);
-        let router = router.clone();
+        let (router, answering) = (router.clone(), counted.begin());
         async move {
             let mut response = answer(router, request).await;
             if let Some(feed) = Feed::taken_from(&mut response) {
                 response = response.map(|_| feed.into_body());
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(answering.with(response))
         }
     });
+    // No pings: a worker that executes inside its read loop answers none, and is well. A peer that
+    // vanished is noticed by TCP.
     let mut connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_EVERY)
         .max_header_list_size(HEAD_BYTES_MAX)
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
         .serve_connection(TokioIo::new(socket), service);
-    let mut finishing = served.finishing.clone();
-    let (mut is_finishing, mut is_new) = (false, true);
-    let first_request = tokio::time::sleep(head_timeout);
-    tokio::pin!(first_request);
+    let mut is_finishing = false;
+    let mut look = tokio::time::interval(head_timeout);
+    look.tick().await;
+    let (mut seen, mut quiet_looks) = (0, 0);
     loop {
         tokio::select! {
             biased;
             ended = &mut connection => return Ok(ended?),
-            () = &mut first_request, if is_new => {
-                if !heard.load(Ordering::Relaxed) {
-                    return Err("no request came in time".into());
-                }
-                is_new = false;
-            }
-            _ = finishing.wait_for(|now| *now), if !is_finishing => {
+            () = served.finishing(), if !is_finishing => {
                 is_finishing = true;
                 Pin::new(&mut connection).graceful_shutdown();
+            }
+            _ = look.tick() => {
+                let ever = in_flight.ever();
+                if ever == 0 {
+                    return Err("no request came in time".into());
+                }
+                let is_quiet = in_flight.is_idle() && ever == seen;
+                (seen, quiet_looks) = (ever, if is_quiet { quiet_looks + 1 } else { 0 });
+                if quiet_looks == HTTP2_QUIET_LOOKS && !is_finishing {
+                    is_finishing = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
             }
         }
     }

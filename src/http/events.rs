@@ -16,6 +16,7 @@ use tokio::sync::watch::Receiver;
 use super::App;
 use super::extract::{TaskInPath, header};
 use super::problem::Problem;
+use super::room::StreamPlace;
 use super::stream::stream_headers;
 use crate::domain::TaskId;
 use crate::push::frames::{self, End};
@@ -45,9 +46,10 @@ async fn follow(
     if app.shutdown.is_draining() {
         return Err(Problem::Draining);
     }
+    let place = app.room.enter_stream().ok_or(Problem::TooManyStreams)?;
     let seen = app.watch.follow(task).ok_or(Problem::Store(StoreError::Busy))?;
     let first = frames::retry(rand::random_range(frames::RETRY_MS));
-    let follower = Follower { app, id, seen, told: None, has_ended: false };
+    let follower = Follower { app, id, seen, told: None, has_ended: false, _place: place };
     let rest = stream::unfold(follower, async |mut follower| {
         let frame = follower.next().await?;
         Some((frame, follower))
@@ -63,6 +65,7 @@ struct Follower {
     seen: Receiver<Seen>,
     told: Option<TaskView>,
     has_ended: bool,
+    _place: StreamPlace,
 }
 
 impl Follower {

@@ -9,6 +9,7 @@ mod events;
 mod extract;
 mod feed;
 mod health;
+mod in_flight;
 mod problem;
 mod request_body;
 pub mod room;

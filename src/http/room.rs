@@ -71,7 +71,9 @@ impl Room {
     /// How long a head may take now.
     pub(super) fn head_timeout(&self) -> Duration {
         let max = connections_max();
-        let is_pressed = self.connections.load(Ordering::Relaxed) > max - max / 8;
+        // Streams have their own limit, which leaves so much at least to the others.
+        let left = max.saturating_sub(self.connections.load(Ordering::Relaxed));
+        let is_pressed = left < (max - streams_max(max)) / 2;
         if is_pressed { HEAD_TIMEOUT_PRESSED } else { HEAD_TIMEOUT }
     }
 

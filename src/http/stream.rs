@@ -112,8 +112,10 @@ async fn subscribe(
         // The others have buried this replica; its next heartbeat brings it back.
         Err(StoreError::Refused { .. }) => return Err(Problem::Store(StoreError::Busy)),
         Err(error) => {
-            // It may have been written all the same, and its answer lost.
-            app.hub.depart(vec![(worker_id, connection_id)]);
+            if !error.was_never_sent() {
+                // It may have been written all the same, and its answer lost.
+                app.hub.depart(vec![(worker_id, connection_id)]);
+            }
             return Err(error.into());
         }
     };

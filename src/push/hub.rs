@@ -163,15 +163,15 @@ impl Hub {
         self.metrics.backlog_reads.inc();
     }
 
-    /// A worker asked for a task, or for whatever is best: it has read its stream as far as that task,
-    /// or all of it. False: its stream is not here.
+    /// A worker asked for a task: it has read its stream as far as that. Or for whatever is best. False:
+    /// its stream is not here.
     pub fn asked(&self, worker: &WorkerId, asked: Asked) -> bool {
         let now = std::time::Instant::now();
         let streams = self.inner().of_worker(worker);
         for stream in &streams {
-            stream.prove(asked, now);
-            if asked == Asked::Best && stream.wants_more() {
-                self.refill_one(stream.connection_id);
+            match asked {
+                Asked::Task(task) => stream.prove(task, now),
+                Asked::Best => stream.asked_for_the_best(now),
             }
         }
         !streams.is_empty()
@@ -360,6 +360,11 @@ impl Hub {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.is_empty() && self.waiters.is_empty()
+    }
+
+    /// Whether a stream is open still.
+    pub(super) fn has(&self, stream: &Stream) -> bool {
+        self.inner().streams.contains_key(&stream.connection_id)
     }
 
     /// How many streams are open.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::hub::Hub;
 use super::router::Router;
 use super::stream::Stream;
-use crate::domain::{TaskId, WorkerId};
+use crate::domain::{Asked, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
 use crate::store::{Ready, Store, StoreError, report};
 
@@ -112,19 +112,23 @@ async fn settle(
     Ok(())
 }
 
-/// What workers asked for in vain, on whatever replica, proves how far they have read.
+/// What workers asked for in vain, on whatever replica, proves how far they have read; and that they
+/// hold no claim, that they may be taken to.
 async fn prove(store: &Store, streams: &[Arc<Stream>]) -> Result<(), StoreError> {
     for streams in streams.chunks(LOOKUP_MAX) {
         let workers: Vec<WorkerId> =
             streams.iter().map(|stream| stream.worker_id.clone()).collect();
         let begun = Instant::now();
         let asked = store.push_asked(&workers).await?;
+        let claims = store.worker_claims(&workers).await?;
         for stream in streams {
-            if let Some((what, ago)) = asked.get(stream.worker_id.as_str())
+            if let Some((Asked::Task(task), ago)) = asked.get(stream.worker_id.as_str())
                 && let Some(asked_at) = begun.checked_sub(*ago)
             {
-                stream.prove(*what, asked_at);
+                stream.prove(*task, asked_at);
             }
+            let holds = claims.get(stream.worker_id.as_str()).is_some_and(|c| c.holds_any);
+            stream.look_at_claims(begun, holds);
         }
     }
     Ok(())

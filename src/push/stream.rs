@@ -10,11 +10,16 @@ use super::frames::{self, TaskFrames};
 use super::mailbox::Mailbox;
 use super::unread::on_the_way;
 use super::window::{Offered, Verdict, Window};
-use crate::domain::{Asked, ConnectionId, Routing, TaskId, WorkerId};
+use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
 use crate::store::{PushTask, Ready};
 
 /// A stream that is old enough to end and did not is old enough again after this long.
 const AGE_TRY_AGAIN: Duration = Duration::from_mins(1);
+
+/// A worker that holds no claim for so long is taken to read.
+const RESTS_FOR: Duration = Duration::from_secs(2);
+/// A call for the best may wait for 60 s, and is heard of from another replica some seconds later.
+pub(super) const ASKED_LATELY: Duration = Duration::from_secs(75);
 
 /// A claimable task with its frames, ready for any number of streams.
 #[derive(Debug)]
@@ -65,6 +70,10 @@ struct State {
     is_retiring: bool,
     /// When it is old enough to end.
     ages_at: Option<Instant>,
+    /// Since when its worker has held no claim, as far as Postgres was asked.
+    rests_since: Option<Instant>,
+    /// When its worker asked for whatever is best, here.
+    best_at: Option<Instant>,
     /// How much its socket had taken when it was last looked at, and since when that has been all.
     taken: Option<(u64, Instant)>,
 }
@@ -105,6 +114,11 @@ impl Waiting {
 }
 
 impl State {
+    /// Whether its worker may be about to hold what it asked for without reading.
+    fn asked_lately(&self, now: Instant) -> bool {
+        self.best_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_LATELY)
+    }
+
     fn hold_back(&mut self, priority: i32) -> Offer {
         self.waiting.hold(Some(priority));
         Offer::HeldBack
@@ -159,6 +173,8 @@ impl Stream {
                 waiting,
                 is_retiring: false,
                 ages_at,
+                rests_since: None,
+                best_at: None,
                 taken: None,
             }),
         }
@@ -295,9 +311,44 @@ impl Stream {
         self.wants_more()
     }
 
-    /// The worker asked for a task, or for whatever is best, at that time: it has read so far.
-    pub(super) fn prove(&self, asked: Asked, asked_at: Instant) {
-        self.state().window.prove(asked, asked_at);
+    /// The worker asked for a task by its id at that time, which proves that it has read so far.
+    pub(super) fn prove(&self, task: TaskId, asked_at: Instant) {
+        self.state().window.prove(task, asked_at);
+    }
+
+    /// The worker asked for whatever is best. That proves nothing: it may go on so without reading.
+    pub(super) fn asked_for_the_best(&self, now: Instant) {
+        self.state().best_at = Some(now);
+    }
+
+    /// What Postgres said of its worker's claims at that time. One that holds none at two looks has read
+    /// what it was told before the first of them; or if it has not, a full socket costs it no claim.
+    pub(super) fn look_at_claims(&self, at: Instant, holds: bool) {
+        let mut state = self.state();
+        match state.rests_since {
+            _ if holds => state.rests_since = None,
+            None => state.rests_since = Some(at),
+            Some(since) if at.saturating_duration_since(since) >= RESTS_FOR => {
+                state.window.prove_until(at.checked_sub(RESTS_FOR).unwrap_or(since));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether it is known that its worker has held no claim for a while.
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        let rests = |since| now.saturating_duration_since(since) >= RESTS_FOR;
+        self.state().rests_since.is_some_and(rests)
+    }
+
+    /// Whether its worker asked for whatever is best of late, here.
+    pub(super) fn has_asked_lately(&self, now: Instant) -> bool {
+        self.state().asked_lately(now)
+    }
+
+    /// Whether it is about to end.
+    pub(super) fn is_retiring(&self) -> bool {
+        self.state().is_retiring
     }
 
     /// The worker could not claim a task because its row was locked.
@@ -315,7 +366,11 @@ impl Stream {
         } else {
             repeats.clone()
         };
-        Doubts { check, repeats, waits_for_proof: is_any && state.window.waits_for_proof() }
+        let waits_for_proof = state.window.waits_for_proof();
+        if !waits_for_proof && state.ages_at.is_none_or(|at| at > now) {
+            state.rests_since = None;
+        }
+        Doubts { check, repeats, waits_for_proof }
     }
 
     /// Takes what was looked up and can no longer be claimed out of the window. What this worker
@@ -334,19 +389,19 @@ impl Stream {
             .filter(|ready| asked.contains(ready) && !still.contains(ready))
             .collect();
         for ready in gone {
-            // By its id, as far as can be seen from here: a worker that claims the next ones elsewhere
-            // and reads nothing of its stream is given more credit than it should have.
-            if won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str()) {
-                state.window.prove(Asked::Task(ready.id), now);
+            // By its id, unless it is one that asks for the best. If it does that elsewhere only, it is given
+            // more credit than it should have.
+            let is_own = won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str());
+            if is_own && !state.asked_lately(now) {
+                state.window.prove(ready.id, now);
             }
             state.window.settle(ready.id);
         }
     }
 
-    /// Whether it is old enough to end.
-    pub(super) fn is_aged(&self, now: Instant) -> bool {
-        let state = self.state();
-        !state.is_retiring && state.ages_at.is_some_and(|at| at <= now)
+    /// Since when it is old enough to end, if it is.
+    pub(super) fn aged_since(&self, now: Instant) -> Option<Instant> {
+        self.state().ages_at.filter(|at| *at <= now)
     }
 
     /// Announces nothing more.
@@ -360,11 +415,6 @@ impl Stream {
         state.is_retiring = false;
         state.ages_at = Some(Instant::now() + AGE_TRY_AGAIN);
         state.waiting.hold(None);
-    }
-
-    /// What the worker was told of and may yet claim, or come to read.
-    pub(super) fn may_act_on(&self) -> Vec<TaskId> {
-        self.state().window.may_act_on().collect()
     }
 
     /// For how long its socket has taken nothing of what waits for it.

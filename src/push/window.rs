@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::unread::{Mark, Unread};
-use crate::domain::{Asked, TaskId};
+use crate::domain::TaskId;
 use crate::store::Ready;
 
 /// Bytes of outstanding announcements at which a window is full.
@@ -20,7 +20,7 @@ const REPEAT_FIRST: Duration = Duration::from_mins(1);
 /// A repeat that could not be told is tried again after this long.
 const REPEAT_RETRY: Duration = Duration::from_secs(2);
 /// A repeat for which there is no room is thought of again after this long.
-const REPEAT_NO_ROOM: Duration = Duration::from_secs(10);
+const REPEAT_NO_ROOM: Duration = Duration::from_secs(5);
 /// The longest of these intervals.
 const REPEAT_LAST: Duration = Duration::from_mins(10);
 
@@ -37,6 +37,8 @@ pub struct Window {
     unread: Unread,
     /// Something is held back until the worker is proven to have read more.
     is_unread: bool,
+    /// So is something that is to be repeated.
+    has_unread_repeat: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl Window {
             next_repeat: None,
             unread: Unread::default(),
             is_unread: false,
+            has_unread_repeat: false,
         }
     }
 
@@ -194,23 +197,28 @@ impl Window {
         self.is_unread = true;
     }
 
-    /// Whether something waits until the worker has read more.
+    /// Whether something, if only a repeat, waits until the worker has read more.
     #[must_use]
     pub fn waits_for_proof(&self) -> bool {
-        self.is_unread
+        self.is_unread || self.has_unread_repeat
     }
 
     /// The worker asked for a task by its id at that time: it has read its stream as far as what it was
-    /// told of it until then. Or it asked for whatever is best: then as far as it was written.
-    pub fn prove(&mut self, asked: Asked, asked_at: Instant) {
-        let place = match asked {
-            Asked::Task(id) => self.unread_place(id),
-            Asked::Best => {
-                self.places().filter(|place| place.told_at <= asked_at).max_by_key(|p| p.mark)
-            }
-        };
+    /// told of it until then.
+    pub fn prove(&mut self, id: TaskId, asked_at: Instant) {
+        let place = self.unread_place(id).filter(|place| place.told_at <= asked_at);
+        self.prove_place(place);
+    }
+
+    /// The worker has read all that it was told until then.
+    pub fn prove_until(&mut self, at: Instant) {
+        let told = self.places().filter(|place| place.told_at <= at);
+        let last = told.max_by_key(|place| place.mark);
+        self.prove_place(last);
+    }
+
+    fn prove_place(&mut self, place: Option<Place>) {
         if let Some(place) = place
-            && place.told_at <= asked_at
             && self.unread.prove(place.mark)
             && self.unread.has_room()
         {
@@ -230,12 +238,6 @@ impl Window {
         let remembered = self.remembered.iter().filter(|known| known.ready.id == id);
         let places = outstanding.into_iter().chain(remembered.map(|known| known.place));
         places.filter(|place| !self.unread.is_read(place.mark)).min_by_key(|place| place.mark)
-    }
-
-    /// What the worker was told of and may yet claim, or come to read.
-    pub fn may_act_on(&self) -> impl Iterator<Item = TaskId> {
-        let unread = self.remembered.iter().filter(|known| !self.unread.is_read(known.place.mark));
-        self.outstanding.keys().copied().chain(unread.map(|known| known.ready.id))
     }
 
     /// The worker could not claim a task because its row was locked: it is to be told again soon.
@@ -293,7 +295,10 @@ impl Window {
         let next_repeat = self.outstanding.values().map(next).min();
         let late = self.outstanding.iter().filter(|(_, known)| is_late(known) && has_room(known));
         let late = late.map(|(id, known)| Ready { id: *id, xid: known.xid }).collect();
+        let has_unread_repeat =
+            self.outstanding.values().any(|known| is_late(known) && !has_room(known));
         self.next_repeat = next_repeat;
+        self.has_unread_repeat = has_unread_repeat;
         late
     }
 }

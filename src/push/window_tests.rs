@@ -147,7 +147,7 @@ fn s8_what_others_settle_makes_no_room_for_what_the_worker_may_not_have_read() {
     let urgent = Offered { is_urgent: true, ..of(ready(1), 1, 1024) };
     assert_eq!(window.consider(urgent, now), Verdict::Announce);
     // It asks for the 20th, which somebody else has taken long ago.
-    window.prove(Asked::Task(told[19].id), now);
+    window.prove(told[19].id, now);
     assert!(window.has_room());
     assert_eq!(fill(&mut window, now).len(), 20);
 }
@@ -157,7 +157,7 @@ fn s8_a_claim_from_before_an_announcement_proves_nothing() {
     let now = Instant::now();
     let mut window = Window::new(128);
     let told = fill(&mut window, now + Duration::from_secs(1));
-    window.prove(Asked::Task(told[39].id), now);
+    window.prove(told[39].id, now);
     assert!(!window.has_room());
 }
 
@@ -180,7 +180,7 @@ fn s8_repeats_stay_within_what_a_worker_may_not_have_read() {
         }
     }
     assert_eq!(repeated, 8);
-    window.prove(Asked::Task(tasks[30].id), now);
+    window.prove(tasks[30].id, now);
     now += REPEAT_LAST;
     assert!(!window.to_repeat(now).is_empty(), "it reads, so it is told again");
 }

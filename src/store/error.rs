@@ -30,6 +30,16 @@ impl StoreError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended(_) | Self::Busy)
     }
+
+    /// Whether the statement surely had no effect, as Postgres never saw it.
+    #[must_use]
+    pub fn was_never_sent(&self) -> bool {
+        match self {
+            Self::Busy => true,
+            Self::Unavailable(error) => matches!(**error, sqlx::Error::PoolTimedOut),
+            _ => false,
+        }
+    }
 }
 
 impl StoreError {

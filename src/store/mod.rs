@@ -39,7 +39,7 @@ pub use nexts::{Next, NextAsk};
 pub use pushes::{Cancellation, PushTask, Ready, Still};
 pub use streams::{Opened, Review, StreamAsk};
 pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};
-pub use workers::{Held, Registration, SeenWorker, Unregistered, WorkerState};
+pub use workers::{Held, Registration, SeenWorker, Unregistered, WorkerClaims, WorkerState};
 
 use group::Group;
 use link::{Carriage, Link};

@@ -1,6 +1,6 @@
 //! Workers: registration and sign of life.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -71,6 +71,15 @@ impl SeenWorker {
     pub fn now(worker_id: &WorkerId) -> Self {
         Self { worker_id: worker_id.clone(), ago: Duration::ZERO, asked: None }
     }
+}
+
+/// What a worker holds and asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerClaims {
+    /// Whether it holds a claim.
+    pub holds_any: bool,
+    /// How long ago it asked for whatever was best, where it has no stream.
+    pub asked_ago: Option<Duration>,
 }
 
 /// What became of a farewell.
@@ -161,13 +170,21 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Which of some workers hold a claim.
-    pub async fn worker_holding(&self, ids: &[WorkerId]) -> Result<HashSet<String>, StoreError> {
+    /// What some workers hold and ask for, by their ids.
+    pub async fn worker_claims(
+        &self,
+        ids: &[WorkerId],
+    ) -> Result<HashMap<String, WorkerClaims>, StoreError> {
         let ids: Vec<_> = ids.iter().map(WorkerId::as_str).collect();
-        let rows = sqlx::query_file_scalar!("src/store/sql/worker_holding.sql", &ids as &[&str])
+        let rows = sqlx::query_file!("src/store/sql/worker_claims.sql", &ids as &[&str])
             .fetch_all(self.link())
             .await?;
-        Ok(rows.into_iter().collect())
+        let ago = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let claims = rows.into_iter().map(|row| {
+            let asked_ago = row.asked_seconds_ago.map(ago);
+            (row.worker_id, WorkerClaims { holds_any: row.holds_any, asked_ago })
+        });
+        Ok(claims.collect())
     }
 
     /// A worker's farewell: its claims go back, its stream ends.

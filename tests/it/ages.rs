@@ -12,11 +12,6 @@ async fn s4_a_stream_ends_by_age_only_when_that_costs_its_worker_no_claim() {
     let held = replica.create(json!({"title": "held", "target_worker_id": "holder"})).await;
     assert_eq!(holder.announced().await, held);
     replica.claim(&held, "holder").await.expect(200);
-    // One that was told of a task and may yet come to claim it.
-    let mut told = replica.stream("worker_id=told&events=task_available").await;
-    let task = replica.create(json!({"title": "told", "target_worker_id": "told"})).await;
-    assert_eq!(told.announced().await, task);
-
     for _ in 0..3 {
         let mut idle = replica.stream("worker_id=idle").await;
         let error = idle.expect("error").await.data;
@@ -25,12 +20,38 @@ async fn s4_a_stream_ends_by_age_only_when_that_costs_its_worker_no_claim() {
     }
     let metrics = replica.get("/metrics").await.text;
     assert!(metrics.contains("taskwire_streams_ended_total{outcome=\"max_age\"} 3"), "{metrics}");
-    // They were looked at meanwhile, and go on as if nothing had been.
-    for (stream, worker) in [(&mut holder, "holder"), (&mut told, "told")] {
-        let id = replica.create(json!({"title": "next", "target_worker_id": worker})).await;
-        assert_eq!(stream.announced().await, id);
-    }
+    // It was looked at meanwhile, and goes on as if nothing had been.
+    let id = replica.create(json!({"title": "next", "target_worker_id": "holder"})).await;
+    assert_eq!(holder.announced().await, id);
     replica.finish("complete", &held, "holder", json!({})).await.expect(200);
+}
+
+/// A worker that waits for whatever is best does not read its stream: the claim would be lost with it.
+#[tokio::test]
+async fn s4_the_stream_of_a_worker_that_waits_for_the_best_does_not_end_by_age() {
+    let db = TestDb::new().await;
+    let flags = ["--worker-sse-max-age", "1", "--lease-seconds", "2"];
+    let own = Replica::start_with(&db, &flags).await;
+    let other = Replica::start_with(&db, &flags).await;
+    for (worker, calls) in [("here", &own), ("there", &other)] {
+        let stream = own.stream(&format!("worker_id={worker}")).await;
+        let body = json!({"worker_id": worker, "wait": 60});
+        let waiting = calls.post("/v1/tasks/claim", body);
+        // Several looks at its age pass, and two leases.
+        let task = async {
+            let mut idle = own.stream("worker_id=idle").await;
+            while idle.expect("error").await.data["code"] != "max_age" {}
+            let mut idle = own.stream("worker_id=idle").await;
+            while idle.expect("error").await.data["code"] != "max_age" {}
+            own.create(json!({"title": "x", "target_worker_id": worker})).await
+        };
+        let (answer, id) = tokio::join!(waiting, task);
+        assert_eq!(answer.expect(200)["tasks"][0]["id"], id.as_str());
+        let connected = own.get(&format!("/v1/workers/{worker}/status")).await.expect(200);
+        assert_eq!(connected["connected"], true, "{connected}");
+        own.finish("complete", &id, worker, json!({})).await.expect(200);
+        drop(stream);
+    }
 }
 
 #[tokio::test]

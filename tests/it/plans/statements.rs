@@ -275,7 +275,7 @@ pub const STATEMENTS: &[Statement] = &[
         "plans.workers(1, 500, 2000), array_fill(1::float8, '{500}'), plans.ids(1, 500), \
          array_fill(1::float8, '{500}')",
     ),
-    of("worker_holding", "50", 130, 100, "plans.workers(1000, 50, 2000)"),
+    of("worker_claims", "50", 230, 100, "plans.workers(1000, 50, 2000)"),
     of("worker_running", "two", 4, 2, "'worker-1014'"),
     of("worker_list", "one", 14, 3, "'worker-1', 60, 15, false"),
     of("worker_register", "a known one", 6, 0, "'worker-1', null, null, '{linux}', null, null"),
