@@ -145,11 +145,13 @@ where
     }
 }
 
-/// Whether waiting may help: nobody answers yet, or someone who says that he is starting.
+/// Whether waiting may help: nobody answers yet, or someone who says that he is starting, or full.
 fn is_starting(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53"))
+        }
         _ => false,
     }
 }

@@ -37,7 +37,7 @@ use crate::push::hub::Hub;
 use crate::push::listener::Proof;
 use crate::push::watch::Watch;
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use problem::Problem;
 use room::Room;
 
@@ -45,6 +45,11 @@ use room::Room;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Listings that are read at the same time: one by a rare filter reads much, and others must not wait.
 const LISTINGS_IN_FLIGHT: usize = 4;
+/// Requests that only read and that are answered at the same time: the rest of the connections to Postgres
+/// stay for what must not wait, such as claims and the replica's own heartbeat.
+const READS_IN_FLIGHT: usize = 12;
+/// How long a read waits for its turn.
+const READ_TURN_WAIT: Duration = Duration::from_millis(900);
 /// Batches that are inserted at the same time.
 const BATCHES_IN_FLIGHT: usize = 4;
 /// KiB of batches that have arrived and are not inserted yet, in all.
@@ -73,6 +78,7 @@ pub struct Shared {
     claims: Arc<Semaphore>,
     idle_claims: Arc<Semaphore>,
     listings: Semaphore,
+    reads: Semaphore,
 }
 
 /// What the settings say about streams.
@@ -119,6 +125,7 @@ impl App {
             claims: Arc::new(Semaphore::new(claim_next::CLAIMS_IN_FLIGHT)),
             idle_claims: Arc::new(Semaphore::new(claim_next::IDLE_CLAIMS_IN_FLIGHT)),
             listings: Semaphore::new(LISTINGS_IN_FLIGHT),
+            reads: Semaphore::new(READS_IN_FLIGHT),
         }))
     }
 }
@@ -161,6 +168,11 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     Problem::MethodNotAllowed { method: method.to_string(), path: uri.path().to_owned() }
 }
 
+/// Streams take no turn among the reads: their first statement is a write or shared by all.
+fn is_stream(path: &str) -> bool {
+    path == "/v1/worker/tasks/stream" || path.ends_with("/events")
+}
+
 /// Holds every request to its deadline, and counts and logs its answer.
 async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -168,7 +180,16 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     // One route waits on purpose.
     let waits = if path == "/v1/tasks/claim" { CLAIM_WAIT_SECONDS_MAX } else { 0.0 };
     let deadline = REQUEST_DEADLINE + Duration::from_secs_f64(waits);
-    let response = match tokio::time::timeout(deadline, next.run(request)).await {
+    let answer = async {
+        if !(method == Method::GET && path.starts_with("/v1/")) || is_stream(&path) {
+            return next.run(request).await;
+        }
+        match tokio::time::timeout(READ_TURN_WAIT, app.reads.acquire()).await {
+            Ok(_turn) => next.run(request).await,
+            Err(_) => Problem::Store(StoreError::Busy).into_response(),
+        }
+    };
+    let response = match tokio::time::timeout(deadline, answer).await {
         Ok(response) => response,
         Err(_) => Problem::TooSlow { seconds: deadline.as_secs() }.into_response(),
     };

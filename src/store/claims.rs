@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::group::Batch;
+use super::json::Lenient;
 use super::late::Lost;
 use super::link::Link;
 use super::{Store, StoreError};

@@ -31,6 +31,18 @@ impl StoreError {
         matches!(self, Self::Unavailable(_) | Self::Contended(_) | Self::Busy)
     }
 
+    /// Whether Postgres is there and refused the statement: then it had no effect, and each of those who
+    /// shared it may try on his own. What failed after its commit, as when its answer cannot be read, must
+    /// not be done again.
+    #[must_use]
+    pub fn had_no_effect(&self) -> bool {
+        match self {
+            Self::Contended(_) | Self::Refused { .. } => true,
+            Self::Fault(error) => matches!(**error, sqlx::Error::Database(_)),
+            Self::Unavailable(_) | Self::Busy => false,
+        }
+    }
+
     /// Whether the statement surely had no effect, as Postgres never saw it.
     #[must_use]
     pub fn was_never_sent(&self) -> bool {
@@ -104,7 +116,10 @@ fn passes(code: &str) -> bool {
             code,
             "25006"                   // read-only: a standby, or a failover under way
                 | "54000"             // the notification queue is full
-                | "XX000" // an internal error of Postgres, such as a failed disk
+                | "XX000"                 // an internal error of Postgres, such as a failed disk
+                | "0A000"                 // a plan from before a column's type was changed
+                | "26000"                 // a prepared statement that is gone
+                | "25P03" | "25P04" // ended by a timeout for transactions
         )
 }
 

@@ -125,11 +125,13 @@ impl<B: Batch> Lane<B> {
                         caller.answer(out);
                     }
                 }
-                Err(error @ StoreError::Unavailable(_)) => {
+                Err(error) if !error.had_no_effect() => {
                     for caller in callers {
                         caller.answer(Err(error.clone()));
                     }
-                    self.refuse_waiting(&error);
+                    if matches!(error, StoreError::Unavailable(_)) {
+                        self.refuse_waiting(&error);
+                    }
                 }
                 // One of them is bad, or meets a locked row. To find out which must not hold up
                 // those who come after. (One that was alone is tried once more: a deadlock passes.)

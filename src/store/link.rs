@@ -48,6 +48,9 @@ const FAILED_PAUSE: Duration = Duration::from_millis(100);
 const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
 /// How long it has to answer. More than the slowest link that is promised to work.
 const PING_WAIT: Duration = Duration::from_millis(700);
+/// How long a connection on which a statement was given up keeps its place, at most: Postgres may be at it
+/// still, as when a commit waits for a standby, and each further one would be one more backend.
+const SETTLE_WAIT: Duration = Duration::from_mins(5);
 /// How long a statement may take: a little longer than Postgres' own limit for it.
 const STATEMENT_WAIT: Duration = Duration::from_secs(12);
 /// A connection is replaced after this long, busy or not.
@@ -213,7 +216,6 @@ impl Link {
             while link.0.waiting.load(Ordering::Relaxed) > 0 && link.0.count_one_more() {
                 if !link.make().await {
                     tokio::time::sleep(FAILED_PAUSE).await;
-                    break;
                 }
             }
             drop(turn);
@@ -266,10 +268,12 @@ impl Link {
         let last = held.heard;
         let done = match self.0.carriage {
             Carriage::Direct => {
-                self.answered(last, connection.fetch_many(query).try_collect::<Vec<_>>()).await
+                let answer = connection.fetch_many(query).try_collect::<Vec<_>>();
+                self.answered(last, STATEMENT_WAIT, answer).await
             }
             Carriage::Transactions => {
-                self.answered(last, session::in_transaction(connection, query)).await
+                let answer = session::in_transaction(connection, query);
+                self.answered(last, STATEMENT_WAIT, answer).await
             }
         };
         held.state = match &done {
@@ -287,12 +291,13 @@ impl Link {
     async fn answered<T>(
         &self,
         last: Instant,
+        wait: Duration,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let mut dead_before = self.0.dead_before.subscribe();
         tokio::select! {
             biased;
-            done = timeout(STATEMENT_WAIT, answer) => {
+            done = timeout(wait, answer) => {
                 let done = done.unwrap_or_else(|_| Err(silent()));
                 if matches!(&done, Ok(_) | Err(Error::Database(_))) {
                     self.0.hear();
@@ -312,15 +317,19 @@ fn silent() -> Error {
 /// Whether the connection cannot be used after this error: it is gone, or not to the primary.
 fn is_fatal(error: &Error) -> bool {
     match error {
-        Error::Database(error) => error
-            .code()
-            .is_some_and(|code| code.starts_with("57P") || ["25006", "25P02"].contains(&&*code)),
+        Error::Database(error) => {
+            error.code().is_some_and(|code| code.starts_with("57P") || FATAL.contains(&&*code))
+        }
         Error::RowNotFound | Error::Decode(_) | Error::Encode(_) | Error::ColumnDecode { .. } => {
             false
         }
         _ => true,
     }
 }
+
+/// `SQLSTATE`s of a connection that leads to a standby, is in a broken transaction, was ended by a
+/// timeout, or has plans of tables that have changed.
+const FATAL: [&str; 6] = ["25006", "25P02", "25P03", "25P04", "0A000", "26000"];
 
 /// Whether nobody listens yet, or someone who says that he is starting.
 fn is_starting(error: &Error) -> bool {

@@ -14,7 +14,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::error::chain;
 use super::link::bare;
 
 mod files {
@@ -27,7 +26,9 @@ const ADVISORY_LOCK: i64 = 0x7461_736b_7769_7265;
 const DEADLINE: Duration = Duration::from_mins(5);
 /// How a migration's session begins. `lock_timeout`: how long a statement may wait for a table's lock
 /// before the file is tried again. Not given at the connection's start: poolers refuse that.
-const SESSION: &str = "set lock_timeout = '3s'; set client_min_messages = warning";
+/// And no other limit, whatever the role has: a file may take long.
+const SESSION: &str = "set lock_timeout = '3s'; set statement_timeout = 0; \
+    set idle_in_transaction_session_timeout = 0; set client_min_messages = warning";
 /// How long a session may take to answer while another one is in a transaction.
 const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// How often a file that met a locked table is tried.
@@ -201,7 +202,15 @@ async fn refuse_newer(connection: &mut PgConnection) -> Result<(), MigrateError>
 }
 
 fn met_a_lock(error: &refinery::Error) -> bool {
-    chain(error).contains("lock timeout")
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(sqlx::Error::Database(error)) = error.downcast_ref() {
+            // lock_not_available, deadlock_detected
+            return error.code().is_some_and(|code| ["55P03", "40P01"].contains(&&*code));
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// refinery's view of our connection.

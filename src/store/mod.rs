@@ -10,6 +10,7 @@ mod fences;
 mod finishes;
 mod group;
 mod heartbeats;
+mod json;
 mod late;
 mod link;
 mod listening;

@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::claims::{Claimed, claimed_as};
+use super::json::Lenient;
 use super::{Store, StoreError};
 use crate::domain::{Task, WorkerId};
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use super::json::Lenient;
 use super::{Store, StoreError};
 use crate::domain::{Asked, Routing, Status, Task, TaskId, WorkerId};
 
@@ -63,7 +64,7 @@ struct PushRow {
     target_agent_name: Option<String>,
     agent_type: Option<String>,
     prompt: Option<String>,
-    metadata: Option<Value>,
+    metadata: Option<Lenient>,
     error: Option<String>,
     attempt: i32,
     max_attempts: i32,
@@ -90,7 +91,7 @@ impl From<PushRow> for PushTask {
             target_agent_name: row.target_agent_name,
             agent_type: row.agent_type,
             prompt: row.prompt,
-            metadata: row.metadata.unwrap_or(Value::Null),
+            metadata: row.metadata.map_or(Value::Null, Value::from),
             attempt: row.attempt,
             max_attempts: row.max_attempts,
             timeout_seconds: row.timeout_seconds,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::group::Batch;
+use super::json::Lenient;
 use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::task::MAX_ATTEMPTS_DEFAULT;

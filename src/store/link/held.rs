@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::session::{self, Carriage};
-use super::{Age, LIFETIME, Link, STATEMENT_WAIT};
+use super::{Age, LIFETIME, Link, SETTLE_WAIT};
 
 /// What is to become of a connection that is given back.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Held {
         let Some(connection) = self.connection.as_mut() else {
             return false;
         };
-        let answer = self.link.answered(self.heard, connection.ping());
-        let answers = matches!(timeout(wait, answer).await, Ok(Ok(())));
+        let answer = self.link.answered(self.heard, wait, connection.ping());
+        let answers = answer.await.is_ok();
         if answers {
             self.heard = Instant::now();
         }
@@ -55,9 +55,10 @@ impl Held {
         let carriage = self.link.0.carriage;
         let settled = match self.connection.as_mut() {
             Some(connection) if carriage == Carriage::Transactions => {
-                self.link.answered(self.heard, session::end_transaction(connection)).await.is_ok()
+                let ended = session::end_transaction(connection);
+                self.link.answered(self.heard, SETTLE_WAIT, ended).await.is_ok()
             }
-            _ => self.answers(STATEMENT_WAIT).await,
+            _ => self.answers(SETTLE_WAIT).await,
         };
         self.state = if settled { State::Clean } else { State::Broken };
     }

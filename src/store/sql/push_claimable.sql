@@ -4,7 +4,7 @@
 select 0::bigint as "n!", t.id as "id!: TaskId", t.title as "title!", t.codebase_id as "codebase_id!", t.priority as "priority!",
        t.required_capabilities as "required_capabilities!", t.target_worker_id, t.target_agent_name, t.agent_type,
        case when l.is_large then null else t.prompt end as prompt,
-       case when l.is_large then null else t.metadata end as metadata,
+       case when l.is_large then null else t.metadata end as "metadata?: Lenient",
        case when l.is_large then null else t.error end as error,
        case when l.is_large then null else h.checkpoint end as checkpoint,
        t.attempt as "attempt!", t.max_attempts as "max_attempts!", t.timeout_seconds, t.claim_epoch as "claim_epoch!",

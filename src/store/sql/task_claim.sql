@@ -40,7 +40,7 @@ update tasks t
    and t.claimed_by is null
    and t.status = 'pending'
 returning t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
-       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,
+       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata as "metadata!: Lenient", t.attempt, t.max_attempts,
        t.timeout_seconds, t.claim_epoch, t.claimed_by, t.created_at, t.run_at, t.expires_at, t.claimed_at,
        t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason,
        null::double precision as progress, null::text as message, winning.checkpoint

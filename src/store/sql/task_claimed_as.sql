@@ -2,7 +2,7 @@
 -- What a worker claimed with a claim_id and still has, of one task or of all: the answer to a repeated
 -- call. Whose claim it is stands in the same `where` that reads it: in between it may pass to another.
 select t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
-       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,
+       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata as "metadata!: Lenient", t.attempt, t.max_attempts,
        t.timeout_seconds, t.claim_epoch, t.claimed_by, t.created_at, t.run_at, t.expires_at, t.claimed_at,
        t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason,
        h.progress, h.message, c.checkpoint

@@ -18,7 +18,7 @@ select new.id, new.title, new.prompt, new.codebase_id, new.priority,
  order by new.idempotency_key, new.id  -- two batches that repeat each other's keys wait in one order
     on conflict (idempotency_key) where idempotency_key is not null do nothing
 returning t.id as "id: _", t.title, t.status as "status: _", t.codebase_id, t.priority, t.required_capabilities,
-       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata, t.attempt, t.max_attempts,
+       t.target_worker_id, t.target_agent_name, t.agent_type, t.prompt, t.metadata as "metadata!: Lenient", t.attempt, t.max_attempts,
        t.timeout_seconds, t.claim_epoch, t.claimed_by, t.created_at, t.run_at, t.expires_at, t.claimed_at,
        t.finished_at, t.result, t.error, t.cancel_requested_at, t.cancel_reason,
        null::double precision as progress, null::text as message, null::jsonb as checkpoint
