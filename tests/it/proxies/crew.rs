@@ -184,8 +184,9 @@ impl Crew {
                     wait = stream.retry;
                 }
                 refused => {
+                    // 409: who was cut while it connected may meet itself, in one batch with its ghost.
                     if let Ok(stream) = refused
-                        && ![502, 503, 504].contains(&stream.status)
+                        && ![409, 502, 503, 504].contains(&stream.status)
                     {
                         self.violation(format!("a stream was refused: {}", stream.head));
                     }
