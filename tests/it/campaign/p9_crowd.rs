@@ -51,6 +51,11 @@ async fn p9_stuck_and_vanished_clients_only_hurt_themselves() {
     crowd.join(&replica, "stuck", stuck, Kind::Stuck).await;
     let ports = crowd.join(&replica, "vanished", vanished, Kind::Reader).await;
     let unplugged = (vanished > 0).then(|| Unplugged::new(&ports)).flatten();
+    // More than their sockets hold, at once.
+    for _ in 0..3 {
+        let prompt = "x".repeat(2 * TINY);
+        replica.create(json!({"title": "x", "codebase_id": "filler", "prompt": prompt})).await;
+    }
     let begun = Instant::now();
     let beside = crowd.beats(&replica, beats..2 * beats, beat).await;
     let left = if vanished > 0 && unplugged.is_none() { healthy + vanished } else { healthy };
@@ -209,8 +214,12 @@ async fn connect(address: SocketAddr, worker: &str, kind: Kind) -> TcpStream {
         socket.set_recv_buffer_size(u32::try_from(TINY).unwrap()).unwrap();
     }
     let mut socket = socket.connect(address).await.expect("a connection");
+    let query = match kind {
+        Kind::Reader => "events=task_available",
+        Kind::Stuck => "codebases=filler",
+    };
     let ask = format!(
-        "GET /v1/worker/tasks/stream?worker_id={worker}&events=task_available HTTP/1.1\r\nHost: x\r\n\r\n"
+        "GET /v1/worker/tasks/stream?worker_id={worker}&{query} HTTP/1.1\r\nHost: x\r\n\r\n"
     );
     socket.write_all(ask.as_bytes()).await.unwrap();
     socket
