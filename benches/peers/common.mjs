@@ -23,9 +23,9 @@ const START_LIMIT_MS = 10_000;
 /** How long one enqueue run takes, and its warm-up. */
 const ENQUEUE_MS = 3_000;
 const ENQUEUE_WARM_UP_MS = 500;
-/** Jobs a batch call carries, and how many callers send batches at a time. */
+/** Jobs a batch call carries, and how many callers send batches. */
 const BATCH = 100;
-const BATCH_CALLERS = 4;
+const BATCH_CALLERS = 1;
 /** Jobs of the warm-up drain; the longest one drain may take, after which what is done counts. */
 const DRAIN_WARM_UP = 1_000;
 const DRAIN_LIMIT_MS = 30_000;

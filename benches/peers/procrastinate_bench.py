@@ -39,7 +39,7 @@ START_LIMIT_S = 10
 ENQUEUE_S = 3
 ENQUEUE_WARM_UP_S = 0.5
 BATCH = 100
-BATCH_CALLERS = 4
+BATCH_CALLERS = 1
 DRAIN_WARM_UP = 1_000
 DRAIN_LIMIT_S = 30
 DRAIN_POLL_S = 0.005
@@ -51,8 +51,9 @@ POOL_SIZE = CONCURRENCY + 1
 SETTINGS = {"concurrency": CONCURRENCY, "max_size": POOL_SIZE, "listen_notify": True}
 NOTES = (
     "In process, straight to Postgres: no HTTP in between. Woken by NOTIFY (two a job). Fetches "
-    "one job after the other, a commit each, and completes each by another; keeps the row and three "
-    "events a job. Its documentation adds processes for throughput; this is one, as for the others."
+    "one job after the other, a commit each, and completes each by another; keeps the row and "
+    "three events a job. Its documentation adds processes for throughput; this is one, as for "
+    "the others."
 )
 
 
