@@ -16,10 +16,11 @@ use tokio::time::Instant;
 
 use super::attention::Attention;
 use super::frames::End;
+use super::narrow::Narrow;
 use super::stream::{Announcement, Offer, Stream};
 use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
-use crate::domain::{Asked, ConnectionId, Routing, TaskId, WorkerId};
+use crate::domain::{Asked, ConnectionId, Fanout, Routing, TaskId, WorkerId};
 use crate::metrics::Metrics;
 
 /// Connections whose presence is ended by one statement.
@@ -38,7 +39,9 @@ pub struct Hub {
     max_age: Duration,
     /// Calls that wait for a task to claim.
     pub waiters: Arc<Waiters>,
-    metrics: Arc<Metrics>,
+    /// Tasks that were offered to few workers first.
+    pub(super) narrow: Narrow,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -55,13 +58,14 @@ struct Inner {
 impl Hub {
     /// A hub without streams.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, max_age: Duration) -> Self {
+    pub fn new(metrics: Arc<Metrics>, max_age: Duration, fanout: Fanout) -> Self {
         Self {
             inner: Mutex::default(),
             attention: Notify::new(),
             departure: Notify::new(),
             max_age,
             waiters: Arc::default(),
+            narrow: Narrow::new(fanout),
             metrics,
         }
     }
@@ -118,6 +122,7 @@ impl Hub {
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
+        self.narrow.left_by(stream);
         true
     }
 
@@ -125,19 +130,63 @@ impl Hub {
         self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells every stream that a task is for, and one of the calls that wait.
+    /// Tells the streams that a task is for, all or a few of them first, and one of the calls that wait.
     pub fn announce(&self, task: &Announcement) {
         self.waiters.wake_one(&task.push.task);
+        if !self.offer_to_few(task) {
+            self.offer_to_all(task);
+        }
+    }
+
+    /// The same for a task that was told before: all are told.
+    pub(super) fn announce_again(&self, task: &Announcement) {
+        self.waiters.wake_one(&task.push.task);
+        self.offer_to_all(task);
+    }
+
+    pub(super) fn offer_to_all(&self, task: &Announcement) {
         let now = std::time::Instant::now();
         let mut told = 0;
         for stream in self.concerned(task) {
-            match stream.offer(task, now) {
-                Offer::Told => told += 1,
-                Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
-                _ => {}
-            }
+            told += usize::from(self.offer(&stream, task, now));
         }
         self.count_announcements(told);
+    }
+
+    /// Offers a task to one stream; whether its worker is told.
+    pub(super) fn offer(
+        &self,
+        stream: &Stream,
+        task: &Announcement,
+        now: std::time::Instant,
+    ) -> bool {
+        match stream.offer(task, now) {
+            Offer::Told => return true,
+            Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
+            _ => {}
+        }
+        false
+    }
+
+    /// How many streams a task may concern, and up to `count` of them from a place in their order on.
+    pub(super) fn some_concerned(
+        &self,
+        task: &Announcement,
+        from: usize,
+        count: usize,
+    ) -> (usize, Vec<Arc<Stream>>) {
+        let inner = self.inner();
+        let codebase = &task.push.task.codebase_id;
+        if is_for_all(codebase) {
+            let all = inner.streams.len();
+            let some = inner.streams.values().cycle().skip(from % all.max(1)).take(count.min(all));
+            return (all, some.cloned().collect());
+        }
+        let Some(ids) = inner.by_codebase.get(codebase) else {
+            return (0, Vec::new());
+        };
+        let some = ids.iter().cycle().skip(from % ids.len().max(1)).take(count.min(ids.len()));
+        (ids.len(), some.filter_map(|id| inner.streams.get(id).cloned()).collect())
     }
 
     fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
@@ -196,6 +245,18 @@ impl Hub {
             if stream.wants_more() {
                 self.refill_one(stream.connection_id);
             }
+        }
+    }
+
+    /// A worker may not claim a task that it has heard of: the task is to be offered to others soon.
+    pub fn declined(&self, task: TaskId) {
+        self.narrow.hasten(task);
+    }
+
+    /// A worker holds a claim.
+    pub(super) fn note_busy(&self, worker: &WorkerId) {
+        for stream in self.inner().of_worker(worker) {
+            stream.note_busy(true);
         }
     }
 

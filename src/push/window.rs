@@ -263,6 +263,18 @@ impl Window {
         true
     }
 
+    /// Whether the worker was told of this, and has not acted on it.
+    #[must_use]
+    pub fn has(&self, ready: Ready) -> bool {
+        self.outstanding.get(&ready.id).is_some_and(|known| known.xid >= ready.xid)
+    }
+
+    /// How many announcements are outstanding.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.outstanding.len()
+    }
+
     /// Whether a quarter is free: worth asking Postgres for more.
     #[must_use]
     pub fn has_room(&self) -> bool {
