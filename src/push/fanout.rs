@@ -16,11 +16,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::seq::SliceRandom;
+
 use super::hub::Hub;
 use super::narrow::{Due, First};
 use super::router::Router;
 use super::stream::{Announcement, Rank, Stream};
-use crate::domain::{ReplicaId, WorkerId};
+use crate::domain::ReplicaId;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError, report};
 
@@ -42,7 +44,11 @@ const ASKED_STREAMS_MAX: usize = 1_000;
 impl Hub {
     /// Offers a task to few streams first. False: it is to be offered to all at once.
     pub(super) fn offer_to_few(&self, task: &Announcement) -> bool {
-        let count = match self.narrow.begin(task) {
+        // Nobody else could take what is for one worker.
+        if task.push.task.target_worker_id.is_some() {
+            return false;
+        }
+        let count = match self.narrow.begin(task.ready()) {
             First::ToAll => return false,
             First::Known => return true,
             First::Few(count) => count,
@@ -96,7 +102,8 @@ impl Hub {
         mut ranked: Vec<(Rank, Arc<Stream>)>,
         count: u32,
     ) -> u32 {
-        // Who is as good as another one stands where it was found, which is another place each time.
+        // Of those who are as good as each other, anyone.
+        ranked.shuffle(&mut rand::rng());
         ranked.sort_by_key(|(rank, _)| *rank);
         let now = std::time::Instant::now();
         let mut told = 0;
@@ -112,12 +119,12 @@ impl Hub {
 
     /// Ranks streams that would take a task, until enough of them seem idle; and whether these are all.
     fn compare(&self, task: &Announcement, enough: usize) -> (Vec<(Rank, Arc<Stream>)>, bool) {
-        let begin = usize::from(rand::random::<u16>()) << 4;
+        let begin = usize::try_from(rand::random::<u32>()).unwrap_or_default();
         let (mut ranked, mut idle) = (Vec::new(), 0);
         let (mut seen, mut count) = (0, enough);
         loop {
             let (all, some) = self.some_concerned(task, begin + seen, count);
-            // All of them in the first round would not be compared again.
+            // A last round that is too long comes to the first ones again.
             let some = some.into_iter().take(all.saturating_sub(seen));
             for stream in some {
                 seen += 1;
@@ -147,7 +154,7 @@ pub async fn run(
 ) {
     let widen = async {
         while let Some(due) = shutdown.until_stopping(hub.narrow.due()).await {
-            let pause = match widen(&store, &hub, &router, &due).await {
+            let pause = match widen(&store, &router, &due).await {
                 Ok(()) => {
                     hub.narrow.forget(&due);
                     LOOK_AFTER
@@ -175,14 +182,9 @@ pub async fn run(
     tokio::join!(widen, ask);
 }
 
-async fn widen(store: &Store, hub: &Hub, router: &Router, due: &[Due]) -> Result<(), StoreError> {
+async fn widen(store: &Store, router: &Router, due: &[Due]) -> Result<(), StoreError> {
     let ids: Vec<_> = due.iter().map(|due| due.ready.id).collect();
     let still = store.push_still_claimable(&ids).await?;
-    for (_, owner) in &still.claimed {
-        if let Ok(owner) = WorkerId::parse(owner) {
-            hub.note_busy(&owner);
-        }
-    }
     let claimable: Vec<_> = still.claimable.iter().map(|ready| ready.id).collect();
     router.widen(&claimable).await
 }

@@ -253,13 +253,6 @@ impl Hub {
         self.narrow.hasten(task);
     }
 
-    /// A worker holds a claim.
-    pub(super) fn note_busy(&self, worker: &WorkerId) {
-        for stream in self.inner().of_worker(worker) {
-            stream.note_busy(true);
-        }
-    }
-
     /// Sends a worker, if it is connected here, a frame of its own.
     pub fn deliver(&self, worker: &WorkerId, frame: &Bytes) {
         for stream in self.inner().of_worker(worker) {

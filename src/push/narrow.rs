@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::stream::{Announcement, Stream};
+use super::stream::Stream;
 use crate::domain::fanout::{Lot, Place};
 use crate::domain::{Fanout, TaskId};
 use crate::store::Ready;
@@ -58,7 +58,9 @@ pub(super) struct Due {
 }
 
 /// What is to be done with an announcement.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum First {
+    /// It is to be offered to all at once.
     ToAll,
     /// It came before, by another notification or by the sweep, and is being offered.
     Known,
@@ -75,15 +77,11 @@ impl Narrow {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn begin(&self, task: &Announcement) -> First {
+    /// Begins to offer a task to few.
+    pub(super) fn begin(&self, Ready { id, xid }: Ready) -> First {
         let Fanout::First(count) = self.fanout else {
             return First::ToAll;
         };
-        // Nobody else could take what is for one worker.
-        if task.push.task.target_worker_id.is_some() {
-            return First::ToAll;
-        }
-        let Ready { id, xid } = task.ready();
         let mut state = self.lock();
         if state.offers.get(&id).is_some_and(|offer| offer.xid >= xid) {
             return First::Known;
@@ -227,5 +225,129 @@ impl State {
             }
         }
         taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn ready(xid: i64) -> Ready {
+        Ready { id: TaskId::generate(), xid }
+    }
+
+    fn offered(narrow: &Narrow, ready: Ready) {
+        assert_eq!(narrow.begin(ready), First::Few(3));
+        narrow.note(ready, 3, false);
+    }
+
+    /// What is due by now.
+    fn due(narrow: &Narrow) -> Vec<Ready> {
+        let due = narrow.due().now_or_never().unwrap_or_default();
+        due.into_iter().map(|due| due.ready).collect()
+    }
+
+    /// Moves the clock rather than to wait.
+    fn pass(narrow: &Narrow, time: Duration) {
+        for (at, _) in &mut narrow.lock().due {
+            *at = at.checked_sub(time).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_is_widened_by_steps_in_its_time_and_goes_to_all_in_the_end() {
+        let narrow = Narrow::new(Fanout::First(3));
+        let task = ready(1);
+        offered(&narrow, task);
+        for (count, told) in [(6, 3), (12, 6), (24, 12), (48, 24), (96, 48)] {
+            assert!(due(&narrow).is_empty());
+            pass(&narrow, WIDEN_AFTER);
+            assert_eq!(due(&narrow), [task]);
+            assert_eq!(narrow.widen(task), Some((count, told)));
+            narrow.note(task, count - told, false);
+        }
+        pass(&narrow, WIDEN_AFTER);
+        assert_eq!(due(&narrow), [task]);
+        assert_eq!(narrow.widen(task), None, "to all");
+        assert!(narrow.lock().offers.is_empty() && narrow.lock().due.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_announcement_that_comes_again_is_no_news_and_one_of_another_time_is() {
+        let narrow = Narrow::new(Fanout::First(3));
+        let task = ready(5);
+        offered(&narrow, task);
+        assert_eq!(narrow.begin(task), First::Known);
+        assert_eq!(narrow.begin(Ready { xid: 4, ..task }), First::Known);
+        let later = Ready { xid: 6, ..task };
+        offered(&narrow, later);
+        pass(&narrow, WIDEN_AFTER);
+        assert_eq!(due(&narrow), [later]);
+    }
+
+    #[tokio::test]
+    async fn what_is_hastened_is_due_at_once_and_only_once() {
+        let narrow = Narrow::new(Fanout::First(3));
+        let (first, second) = (ready(1), ready(2));
+        offered(&narrow, first);
+        offered(&narrow, second);
+        narrow.hasten(second.id);
+        narrow.hasten(second.id);
+        narrow.hasten(TaskId::generate());
+        assert_eq!(due(&narrow), [second]);
+        assert_eq!(narrow.widen(second), Some((6, 3)));
+        narrow.note(second, 3, false);
+        pass(&narrow, WIDEN_AFTER);
+        assert_eq!(due(&narrow), [first, second]);
+        assert!(narrow.lock().due.is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_all_were_asked_the_next_offer_is_to_all() {
+        let narrow = Narrow::new(Fanout::First(3));
+        let task = ready(1);
+        assert_eq!(narrow.begin(task), First::Few(3));
+        narrow.note(task, 1, true);
+        pass(&narrow, WIDEN_AFTER);
+        assert_eq!(due(&narrow), [task]);
+        assert_eq!(narrow.widen(task), None);
+    }
+
+    #[tokio::test]
+    async fn what_had_its_turn_and_is_gone_is_forgotten_and_a_failed_look_is_repeated() {
+        let narrow = Narrow::new(Fanout::First(3));
+        let (gone, stays) = (ready(1), ready(2));
+        offered(&narrow, gone);
+        offered(&narrow, stays);
+        pass(&narrow, WIDEN_AFTER);
+        let taken = narrow.due().await;
+        narrow.again(taken);
+        let taken = narrow.due().await;
+        assert_eq!(taken.len(), 2);
+        assert_eq!(narrow.widen(stays), Some((6, 3)));
+        narrow.note(stays, 0, false);
+        narrow.forget(&taken);
+        assert_eq!(narrow.begin(stays), First::Known);
+        assert_eq!(narrow.begin(gone), First::Few(3));
+    }
+
+    #[tokio::test]
+    async fn beyond_so_many_tasks_on_offer_all_hear_at_once() {
+        let narrow = Narrow::new(Fanout::First(3));
+        for n in 0..OFFERS_MAX {
+            offered(&narrow, ready(i64::try_from(n).unwrap()));
+        }
+        assert_eq!(narrow.begin(ready(0)), First::ToAll);
+        assert_eq!(Narrow::new(Fanout::All).begin(ready(0)), First::ToAll);
+    }
+
+    #[test]
+    fn who_knows_nothing_of_the_others_makes_all_offers() {
+        let narrow = Narrow::new(Fanout::First(3));
+        assert_eq!(narrow.share(3, ready(1)), 3);
+        narrow.stand(Place::new(0, 1, 3));
+        assert_eq!(narrow.share(3, ready(1)), 1);
     }
 }
