@@ -298,7 +298,7 @@ impl Stream {
     }
 
     /// To be called before the backlog is read from Postgres.
-    pub(super) fn refill_begin(&self) -> Refill {
+    pub fn refill_begin(&self) -> Refill {
         let mut state = self.state();
         state.waiting.behind_next = None;
         Refill(state.waiting.held_back)
@@ -306,12 +306,7 @@ impl Stream {
 
     /// Tells the worker of its backlog, best first. `is_all`: there is no more than this. How many
     /// it was told of, and whether to read again at once.
-    pub(super) fn refill(
-        &self,
-        before: Refill,
-        backlog: &[Announcement],
-        is_all: bool,
-    ) -> (usize, bool) {
+    pub fn refill(&self, before: Refill, backlog: &[Announcement], is_all: bool) -> (usize, bool) {
         let now = Instant::now();
         let offers: Vec<_> =
             backlog.iter().map(|task| self.offer_from(From::Backlog, task, now)).collect();
