@@ -73,7 +73,7 @@ fn routing(n: usize, codebases: Vec<String>) -> Routing {
 }
 
 mod predicate {
-    use super::*;
+    use super::{Bencher, TaskRouting, routing};
 
     /// By how many codebases the worker has.
     #[divan::bench(args = [1, 10, 500])]
@@ -93,7 +93,7 @@ mod predicate {
 }
 
 mod frames {
-    use super::*;
+    use super::{Bencher, TaskFrames, push_task};
 
     /// Both frames of a task, by the bytes of its prompt.
     #[divan::bench(args = [0, 1024, 12 * 1024])]
@@ -177,7 +177,7 @@ fn codebase(n: usize) -> String {
 }
 
 mod announce {
-    use super::*;
+    use super::{Announcement, Bencher, Crowd, Fanout, ItemsCount, push_task};
 
     /// To so many streams that match.
     #[divan::bench(args = [1, 100, 5_000], sample_count = 300, sample_size = 1)]
@@ -208,7 +208,7 @@ mod announce {
 }
 
 mod streams {
-    use super::*;
+    use super::{Bencher, ConnectionId, Crowd, Fanout, WINDOW_SIZE, codebase, routing};
 
     /// A stream comes and goes, beside so many.
     #[divan::bench(args = [100, 10_000])]
@@ -224,7 +224,7 @@ mod streams {
 }
 
 mod window {
-    use super::*;
+    use super::{Bencher, Instant, Offered, Ready, TaskId, Verdict, WINDOW_SIZE, Window};
 
     fn offered(xid: i64, priority: i32) -> Offered {
         let ready = Ready { id: TaskId::generate(), xid };
@@ -266,7 +266,7 @@ mod window {
 }
 
 mod mailbox {
-    use super::*;
+    use super::{Bencher, Context, Mailbox, TaskFrames, Waker, push_task};
 
     /// Two frames go in and come out.
     #[divan::bench]

@@ -47,7 +47,8 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Inner {
     streams: HashMap<ConnectionId, Arc<Stream>>,
-    by_codebase: HashMap<String, HashSet<ConnectionId>>,
+    /// The streams themselves: who announces need not look each one up.
+    by_codebase: HashMap<String, HashMap<ConnectionId, Arc<Stream>>>,
     /// More than one only until the older one's end has come through Postgres.
     by_worker: HashMap<WorkerId, Vec<ConnectionId>>,
     attention: Attention,
@@ -91,7 +92,7 @@ impl Hub {
             Arc::new(Stream::new(connection_id, routing, window_size, wants_task, ages_at));
         stream.deliver(first);
         let mut inner = self.inner();
-        inner.index(connection_id, &codebases);
+        inner.index(&stream, &codebases);
         inner.by_worker.entry(worker_id).or_default().push(connection_id);
         inner.streams.insert(connection_id, Arc::clone(&stream));
         // What changed since its row was written told nobody here: so presence and routing are
@@ -177,16 +178,17 @@ impl Hub {
     ) -> (usize, Vec<Arc<Stream>>) {
         let inner = self.inner();
         let codebase = &task.push.task.codebase_id;
-        if is_for_all(codebase) {
-            let all = inner.streams.len();
-            let some = inner.streams.values().cycle().skip(from % all.max(1)).take(count.min(all));
-            return (all, some.cloned().collect());
-        }
-        let Some(ids) = inner.by_codebase.get(codebase) else {
+        let streams = if is_for_all(codebase) {
+            Some(&inner.streams)
+        } else {
+            inner.by_codebase.get(codebase)
+        };
+        let Some(streams) = streams.filter(|streams| !streams.is_empty()) else {
             return (0, Vec::new());
         };
-        let some = ids.iter().cycle().skip(from % ids.len().max(1)).take(count.min(ids.len()));
-        (ids.len(), some.filter_map(|id| inner.streams.get(id).cloned()).collect())
+        let all = streams.len();
+        let some = streams.values().cycle().skip(from % all).take(count.min(all));
+        (all, some.cloned().collect())
     }
 
     fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
@@ -198,8 +200,7 @@ impl Hub {
         if is_for_all(codebase) {
             return inner.streams.values().cloned().collect();
         }
-        let ids = inner.by_codebase.get(codebase).into_iter().flatten();
-        ids.filter_map(|id| inner.streams.get(id).cloned()).collect()
+        inner.by_codebase.get(codebase).into_iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// Counts tasks that a worker was told of.
@@ -282,7 +283,7 @@ impl Hub {
             Some(codebases) => codebases
                 .iter()
                 .filter_map(|id| inner.by_codebase.get(id))
-                .flatten()
+                .flat_map(HashMap::keys)
                 .copied()
                 .collect(),
             None => inner.streams.keys().copied().collect(),
@@ -343,10 +344,10 @@ impl Hub {
     pub fn reroute(&self, stream: &Stream, routing: &Routing) {
         let mut inner = self.inner();
         if let Some(before) = stream.reroute(routing)
-            && inner.streams.contains_key(&stream.connection_id)
+            && let Some(stream) = inner.streams.get(&stream.connection_id).cloned()
         {
             inner.unindex(stream.connection_id, &before.codebases);
-            inner.index(stream.connection_id, &routing.codebases);
+            inner.index(&stream, &routing.codebases);
         }
     }
 
@@ -435,17 +436,18 @@ impl Hub {
 }
 
 impl Inner {
-    fn index(&mut self, connection: ConnectionId, codebases: &[String]) {
+    fn index(&mut self, stream: &Arc<Stream>, codebases: &[String]) {
         for codebase in codebases {
-            self.by_codebase.entry(codebase.clone()).or_default().insert(connection);
+            let streams = self.by_codebase.entry(codebase.clone()).or_default();
+            streams.insert(stream.connection_id, Arc::clone(stream));
         }
     }
 
     fn unindex(&mut self, connection: ConnectionId, codebases: &[String]) {
         for codebase in codebases {
-            if let Some(set) = self.by_codebase.get_mut(codebase) {
-                set.remove(&connection);
-                if set.is_empty() {
+            if let Some(streams) = self.by_codebase.get_mut(codebase) {
+                streams.remove(&connection);
+                if streams.is_empty() {
                     self.by_codebase.remove(codebase);
                 }
             }

@@ -208,13 +208,13 @@ impl Stream {
         if !state.routing.matches(task.push.task.routing()) {
             return Offer::Passed;
         }
-        let frames = [task.frames.available.clone(), task.frames.task.clone()];
+        let frames = [&task.frames.available, &task.frames.task];
         let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
         let priority = task.priority();
         let offer = Offered {
             ready: task.ready(),
             priority,
-            bytes: on_the_way(frames),
+            bytes: on_the_way(frames.iter().copied()),
             is_urgent: state.waiting.is_urgent(priority),
         };
         let is_behind = from == From::Live && state.waiting.goes_before(priority);
