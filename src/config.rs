@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::domain::Fanout;
+
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
@@ -64,8 +66,8 @@ pub const SETTINGS: [Setting; 15] = [
     setting(
         "WORKER_SSE_FANOUT",
         "worker-sse-fanout",
-        "all",
-        "to how many of the matching workers a task is offered first; this release: all [default: all]",
+        "COUNT",
+        "to how many of the matching workers a task is offered first, 1 to 1000, or all [default: all]",
     ),
     setting(
         "WORKER_SSE_WINDOW",
@@ -154,6 +156,7 @@ pub struct Config {
     pub sse_enabled: bool,
     pub keepalive: Duration,
     pub worker_timeout: Duration,
+    pub fanout: Fanout,
     pub window: usize,
     pub max_age: Duration,
     pub lease: Duration,
@@ -219,6 +222,7 @@ impl Config {
             ),
             keepalive: read.seconds("WORKER_SSE_KEEPALIVE", 1, 3600, 30),
             worker_timeout: read.seconds("WORKER_SSE_TIMEOUT", 1, 86_400, 300),
+            fanout: read.fanout("WORKER_SSE_FANOUT", 1, 1000),
             window: read.number("WORKER_SSE_WINDOW", 1, 1000, 128),
             max_age: read.seconds("WORKER_SSE_MAX_AGE", 0, 604_800, 3_600),
             lease: read.seconds("TASKWIRE_LEASE_SECONDS", 1, 86_400, 60),
@@ -231,7 +235,6 @@ impl Config {
             ),
             log_filter: read.text("RUST_LOG").unwrap_or_else(|| "info".to_owned()),
         };
-        read.choice("WORKER_SSE_FANOUT", &[("all", ())], ());
         for (name, url) in [
             ("DATABASE_URL", &config.database_url),
             ("DATABASE_LISTEN_URL", &config.database_listen_url),
@@ -293,6 +296,21 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         Duration::from_secs(self.number(name, min, max, default))
     }
 
+    fn fanout(&mut self, name: &str, min: u32, max: u32) -> Fanout {
+        let Some(text) = self.text(name).filter(|text| !text.eq_ignore_ascii_case("all")) else {
+            return Fanout::All;
+        };
+        match text.parse() {
+            Ok(count) if (min..=max).contains(&count) => Fanout::First(count),
+            _ => {
+                self.errors.push(format!(
+                    "{name} is `{text}`, but must be all, or a whole number, {min} to {max}"
+                ));
+                Fanout::All
+            }
+        }
+    }
+
     fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
         let Some(text) = self.text(name) else {
             return default;
@@ -336,7 +354,7 @@ mod tests {
             ("WORKER_SSE_ENABLED", "yes please"),
             ("WORKER_SSE_KEEPALIVE", "0"),
             ("WORKER_SSE_TIMEOUT", "-1"),
-            ("WORKER_SSE_FANOUT", "3"),
+            ("WORKER_SSE_FANOUT", "some"),
             ("WORKER_SSE_WINDOW", "many"),
             ("WORKER_SSE_MAX_AGE", "-5"),
             ("TASKWIRE_LEASE_SECONDS", "1.5"),
@@ -349,6 +367,20 @@ mod tests {
             assert!(text.contains(name), "{name} in: {text}");
         }
         assert_eq!(text.lines().count(), wrong.len());
+    }
+
+    #[test]
+    fn a_task_is_offered_to_all_or_to_a_number_of_workers_first() {
+        let fanout = |text| read(&[("WORKER_SSE_FANOUT", text)]).map(|config| config.fanout);
+        for all in ["", "all", "ALL"] {
+            assert_eq!(fanout(all), Ok(Fanout::All));
+        }
+        assert_eq!(fanout("1"), Ok(Fanout::First(1)));
+        assert_eq!(fanout("1000"), Ok(Fanout::First(1000)));
+        for wrong in ["0", "1001", "-1", "3.5", "none", "all 3"] {
+            let text = fanout(wrong).unwrap_err().to_string();
+            assert!(text.contains("must be all, or a whole number, 1 to 1000"), "{text}");
+        }
     }
 
     #[test]

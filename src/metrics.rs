@@ -43,6 +43,7 @@ pub struct Metrics {
     heartbeats: Family<Outcome, Counter>,
     finishes: Family<Outcome, Counter>,
     reaped: Family<Outcome, Counter>,
+    fanout: Family<Outcome, Counter>,
     responses: Family<StatusCode, Counter>,
 }
 
@@ -64,6 +65,7 @@ impl Metrics {
         let heartbeats = Family::default();
         let finishes = Family::default();
         let reaped = Family::default();
+        let fanout = Family::default();
         let responses = Family::default();
         registry.register("streams_open", "Open worker streams", streams_open.clone());
         registry.register("announcements", "Tasks told to a worker", announcements.clone());
@@ -90,6 +92,7 @@ impl Metrics {
             "Leases that ran out by what became of the claim",
             reaped.clone(),
         );
+        registry.register("fanout", "Offers of tasks that begin with few workers", fanout.clone());
         registry.register("http_responses", "HTTP responses by status", responses.clone());
         Self {
             registry,
@@ -106,6 +109,7 @@ impl Metrics {
             heartbeats,
             finishes,
             reaped,
+            fanout,
             responses,
         }
     }
@@ -138,6 +142,11 @@ impl Metrics {
     /// Counts leases that ran out.
     pub fn reaped(&self, outcome: &'static str, count: u64) {
         self.reaped.get_or_create(&Outcome { outcome }).inc_by(count);
+    }
+
+    /// Counts what was done with a task that is offered to few workers first.
+    pub fn fanout(&self, outcome: &'static str) {
+        self.fanout.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a response.

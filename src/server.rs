@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Secret};
-use crate::domain::ReplicaId;
+use crate::domain::{Fanout, ReplicaId};
 use crate::http::room::Room;
 use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
@@ -23,7 +23,7 @@ use crate::push::inbox::Inbox;
 use crate::push::listener::Listener;
 use crate::push::router::Router;
 use crate::push::watch::Watch;
-use crate::push::{age, presence, settle, stuck, sweep, watch};
+use crate::push::{age, fanout, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::stalls;
 use crate::store::migrate::{MigrateError, migrate};
@@ -188,8 +188,7 @@ impl Replica {
             .database_listen_url
             .as_ref()
             .is_some_and(|url| url.reveal() != database_url.reveal());
-        let parts =
-            Parts::new(Store::new(database, listen, pooled, times), address, config.max_age);
+        let parts = Parts::new(Store::new(database, listen, pooled, times), address, config);
         let (trigger, shutdown) = shutdown::channel();
 
         let room = Room::open();
@@ -280,11 +279,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(store: Store, address: SocketAddr, max_age: Duration) -> Self {
+    fn new(store: Store, address: SocketAddr, config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new());
         Self {
             store,
-            hub: Arc::new(Hub::new(Arc::clone(&metrics), max_age)),
+            hub: Arc::new(Hub::new(Arc::clone(&metrics), config.max_age, config.fanout)),
             inbox: Arc::default(),
             watch: Arc::default(),
             seen: Arc::default(),
@@ -325,6 +324,15 @@ impl Parts {
             router.clone(),
             stop(),
         )));
+        if config.fanout != Fanout::All {
+            run(Box::pin(fanout::run(
+                store.clone(),
+                Arc::clone(hub),
+                router.clone(),
+                self.replica,
+                stop(),
+            )));
+        }
         run(Box::pin(settle::run(store.clone(), Arc::clone(hub), router, stop())));
         run(Box::pin(age::run(store.clone(), Arc::clone(hub), stop())));
         run(Box::pin(stuck::run(Arc::clone(hub), stop())));

@@ -78,6 +78,9 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
     } else {
         app.hub.acted(&worker_id, task_id);
     }
+    if matches!(claim, Claim::NotRouted | Claim::UnknownWorker) {
+        app.hub.declined(task_id);
+    }
     let (outcome, answer) = match claim {
         Claim::Claimed(claimed) => ("claimed", Ok(claimed.into())),
         Claim::Taken { by } => ("taken", Err(Problem::AlreadyClaimed { task_id, by })),

@@ -5,6 +5,7 @@
 //! a comment. So no text can end an event or begin another.
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 
@@ -18,19 +19,41 @@ pub const FRAME_BYTES_MAX: usize = 16 * 1024;
 /// do not come back at once.
 pub const RETRY_MS: std::ops::Range<u64> = 500..3_000;
 
+/// Room for the usual event, so that it is written in one go.
+const EVENT_BYTES_USUAL: usize = 512;
+
+/// The same for a whole task without its prompt.
+const TASK_BYTES_USUAL: usize = 1024;
+
 /// One event. `data` is JSON without line breaks: also without those that only some readers, such
 /// as Python's `splitlines`, take for one.
 fn event(name: &'static str, data: &impl Serialize) -> String {
+    event_of_about(EVENT_BYTES_USUAL, name, data)
+}
+
+/// The same, of about so many bytes.
+fn event_of_about(bytes: usize, name: &'static str, data: &impl Serialize) -> String {
+    let mut frame = Vec::with_capacity(bytes);
+    for part in ["event: ", name, "\ndata: "] {
+        frame.extend_from_slice(part.as_bytes());
+    }
+    let begin = frame.len();
     // Unwrap safety: the types below are ours, have string keys and cannot fail to serialize.
-    let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
-    let json = if json.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
-        json.replace('\u{85}', "\\u0085")
+    if serde_json::to_writer(&mut frame, data).is_err() {
+        frame.truncate(begin);
+        frame.extend_from_slice(b"{}");
+    }
+    // Unwrap safety: JSON is UTF-8.
+    let mut frame = String::from_utf8(frame).unwrap_or_default();
+    // Most text is ASCII, and to know that is quick.
+    if !frame.is_ascii() && frame.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+        frame = frame
+            .replace('\u{85}', "\\u0085")
             .replace('\u{2028}', "\\u2028")
-            .replace('\u{2029}', "\\u2029")
-    } else {
-        json
-    };
-    format!("event: {name}\ndata: {json}\n\n")
+            .replace('\u{2029}', "\\u2029");
+    }
+    frame.push_str("\n\n");
+    frame
 }
 
 /// The two events of one claimable task, made once and shared by all streams that get them.
@@ -51,26 +74,40 @@ impl TaskFrames {
 }
 
 fn available(push: &PushTask) -> String {
+    #[derive(Serialize)]
+    struct Available<'a> {
+        task_id: TaskId,
+        title: &'a str,
+        codebase_id: &'a str,
+        priority: i32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        required_capabilities: Option<&'a [String]>,
+        created_at: DateTime<Utc>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        partial: Option<bool>,
+    }
     let task = &push.task;
-    let mut data = json!({
-        "task_id": task.id,
-        "title": task.title,
-        "codebase_id": task.codebase_id,
-        "priority": task.priority,
-        "required_capabilities": task.required_capabilities,
-        "created_at": task.created_at,
-    });
+    let mut data = Available {
+        task_id: task.id,
+        title: &task.title,
+        codebase_id: &task.codebase_id,
+        priority: task.priority,
+        required_capabilities: Some(&task.required_capabilities),
+        created_at: task.created_at,
+        partial: None,
+    };
     let frame = event("task_available", &data);
     if frame.len() <= FRAME_BYTES_MAX {
         return frame;
     }
-    leave_out(&mut data, &["required_capabilities"]);
+    (data.required_capabilities, data.partial) = (None, Some(true));
     event("task_available", &data)
 }
 
 fn whole(push: &PushTask) -> String {
     if !push.is_large {
-        let frame = event("task", &push.task);
+        let prompt_bytes = push.task.prompt.as_ref().map_or(0, String::len);
+        let frame = event_of_about(TASK_BYTES_USUAL + prompt_bytes, "task", &push.task);
         if frame.len() <= FRAME_BYTES_MAX {
             return frame;
         }

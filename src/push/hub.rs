@@ -16,10 +16,11 @@ use tokio::time::Instant;
 
 use super::attention::Attention;
 use super::frames::End;
+use super::narrow::Narrow;
 use super::stream::{Announcement, Offer, Stream};
 use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
-use crate::domain::{Asked, ConnectionId, Routing, TaskId, WorkerId};
+use crate::domain::{Asked, ConnectionId, Fanout, Routing, TaskId, WorkerId};
 use crate::metrics::Metrics;
 
 /// Connections whose presence is ended by one statement.
@@ -38,13 +39,16 @@ pub struct Hub {
     max_age: Duration,
     /// Calls that wait for a task to claim.
     pub waiters: Arc<Waiters>,
-    metrics: Arc<Metrics>,
+    /// Tasks that were offered to few workers first.
+    pub(super) narrow: Narrow,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     streams: HashMap<ConnectionId, Arc<Stream>>,
-    by_codebase: HashMap<String, HashSet<ConnectionId>>,
+    /// The streams themselves: who announces need not look each one up.
+    by_codebase: HashMap<String, HashMap<ConnectionId, Arc<Stream>>>,
     /// More than one only until the older one's end has come through Postgres.
     by_worker: HashMap<WorkerId, Vec<ConnectionId>>,
     attention: Attention,
@@ -55,13 +59,14 @@ struct Inner {
 impl Hub {
     /// A hub without streams.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, max_age: Duration) -> Self {
+    pub fn new(metrics: Arc<Metrics>, max_age: Duration, fanout: Fanout) -> Self {
         Self {
             inner: Mutex::default(),
             attention: Notify::new(),
             departure: Notify::new(),
             max_age,
             waiters: Arc::default(),
+            narrow: Narrow::new(fanout),
             metrics,
         }
     }
@@ -87,7 +92,7 @@ impl Hub {
             Arc::new(Stream::new(connection_id, routing, window_size, wants_task, ages_at));
         stream.deliver(first);
         let mut inner = self.inner();
-        inner.index(connection_id, &codebases);
+        inner.index(&stream, &codebases);
         inner.by_worker.entry(worker_id).or_default().push(connection_id);
         inner.streams.insert(connection_id, Arc::clone(&stream));
         // What changed since its row was written told nobody here: so presence and routing are
@@ -118,6 +123,7 @@ impl Hub {
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
+        self.narrow.left_by(stream);
         true
     }
 
@@ -125,19 +131,64 @@ impl Hub {
         self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells every stream that a task is for, and one of the calls that wait.
+    /// Tells the streams that a task is for, all or a few of them first, and one of the calls that wait.
     pub fn announce(&self, task: &Announcement) {
         self.waiters.wake_one(&task.push.task);
+        if !self.offer_to_few(task) {
+            self.offer_to_all(task);
+        }
+    }
+
+    /// The same for a task that was told before: all are told.
+    pub(super) fn announce_again(&self, task: &Announcement) {
+        self.waiters.wake_one(&task.push.task);
+        self.offer_to_all(task);
+    }
+
+    pub(super) fn offer_to_all(&self, task: &Announcement) {
         let now = std::time::Instant::now();
         let mut told = 0;
         for stream in self.concerned(task) {
-            match stream.offer(task, now) {
-                Offer::Told => told += 1,
-                Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
-                _ => {}
-            }
+            told += usize::from(self.offer(&stream, task, now));
         }
         self.count_announcements(told);
+    }
+
+    /// Offers a task to one stream; whether its worker is told.
+    pub(super) fn offer(
+        &self,
+        stream: &Stream,
+        task: &Announcement,
+        now: std::time::Instant,
+    ) -> bool {
+        match stream.offer(task, now) {
+            Offer::Told => return true,
+            Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
+            _ => {}
+        }
+        false
+    }
+
+    /// How many streams a task may concern, and up to `count` of them from a place in their order on.
+    pub(super) fn some_concerned(
+        &self,
+        task: &Announcement,
+        from: usize,
+        count: usize,
+    ) -> (usize, Vec<Arc<Stream>>) {
+        let inner = self.inner();
+        let codebase = &task.push.task.codebase_id;
+        let streams = if is_for_all(codebase) {
+            Some(&inner.streams)
+        } else {
+            inner.by_codebase.get(codebase)
+        };
+        let Some(streams) = streams.filter(|streams| !streams.is_empty()) else {
+            return (0, Vec::new());
+        };
+        let all = streams.len();
+        let some = streams.values().cycle().skip(from % all).take(count.min(all));
+        (all, some.cloned().collect())
     }
 
     fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
@@ -149,8 +200,7 @@ impl Hub {
         if is_for_all(codebase) {
             return inner.streams.values().cloned().collect();
         }
-        let ids = inner.by_codebase.get(codebase).into_iter().flatten();
-        ids.filter_map(|id| inner.streams.get(id).cloned()).collect()
+        inner.by_codebase.get(codebase).into_iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// Counts tasks that a worker was told of.
@@ -199,6 +249,11 @@ impl Hub {
         }
     }
 
+    /// A worker may not claim a task that it has heard of: the task is to be offered to others soon.
+    pub fn declined(&self, task: TaskId) {
+        self.narrow.hasten(task);
+    }
+
     /// Sends a worker, if it is connected here, a frame of its own.
     pub fn deliver(&self, worker: &WorkerId, frame: &Bytes) {
         for stream in self.inner().of_worker(worker) {
@@ -228,7 +283,7 @@ impl Hub {
             Some(codebases) => codebases
                 .iter()
                 .filter_map(|id| inner.by_codebase.get(id))
-                .flatten()
+                .flat_map(HashMap::keys)
                 .copied()
                 .collect(),
             None => inner.streams.keys().copied().collect(),
@@ -289,10 +344,10 @@ impl Hub {
     pub fn reroute(&self, stream: &Stream, routing: &Routing) {
         let mut inner = self.inner();
         if let Some(before) = stream.reroute(routing)
-            && inner.streams.contains_key(&stream.connection_id)
+            && let Some(stream) = inner.streams.get(&stream.connection_id).cloned()
         {
             inner.unindex(stream.connection_id, &before.codebases);
-            inner.index(stream.connection_id, &routing.codebases);
+            inner.index(&stream, &routing.codebases);
         }
     }
 
@@ -381,17 +436,18 @@ impl Hub {
 }
 
 impl Inner {
-    fn index(&mut self, connection: ConnectionId, codebases: &[String]) {
+    fn index(&mut self, stream: &Arc<Stream>, codebases: &[String]) {
         for codebase in codebases {
-            self.by_codebase.entry(codebase.clone()).or_default().insert(connection);
+            let streams = self.by_codebase.entry(codebase.clone()).or_default();
+            streams.insert(stream.connection_id, Arc::clone(stream));
         }
     }
 
     fn unindex(&mut self, connection: ConnectionId, codebases: &[String]) {
         for codebase in codebases {
-            if let Some(set) = self.by_codebase.get_mut(codebase) {
-                set.remove(&connection);
-                if set.is_empty() {
+            if let Some(streams) = self.by_codebase.get_mut(codebase) {
+                streams.remove(&connection);
+                if streams.is_empty() {
                     self.by_codebase.remove(codebase);
                 }
             }

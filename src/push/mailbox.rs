@@ -1,5 +1,6 @@
 //! What one stream's socket has not taken yet. Bounded: what does not fit stays in Postgres.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -30,14 +31,14 @@ struct State {
 
 impl Mailbox {
     /// Puts frames in, all or none. False: no room, or closed.
-    pub fn put(&self, frames: &[Bytes]) -> bool {
-        let bytes: usize = frames.iter().map(Bytes::len).sum();
+    pub fn put(&self, frames: &[impl Borrow<Bytes>]) -> bool {
+        let bytes: usize = frames.iter().map(|frame| frame.borrow().len()).sum();
         let mut state = self.lock();
         if state.is_closed || state.bytes + bytes > MAILBOX_BYTES_MAX {
             state.has_refused = true;
             return false;
         }
-        state.frames.extend(frames.iter().cloned());
+        state.frames.extend(frames.iter().map(|frame| frame.borrow().clone()));
         state.bytes += bytes;
         drop(state);
         self.taker.wake();

@@ -4,18 +4,20 @@
 //! query, makes the [`frames`] once and offers them to the streams of the [`hub`]; each stream's
 //! [`window`] decides, and its [`mailbox`] holds what its socket has not taken yet.
 //! [`sweep`] finds what no hint told, [`settle`] what has become of what was told, [`unread`] counts what
-//! a worker may not have read, [`age`] and [`stuck`] end streams, [`presence`] keeps their rows. Besides streams there are
+//! a worker may not have read, [`fanout`] offers tasks to few workers first, [`age`] and [`stuck`] end streams, [`presence`] keeps their rows. Besides streams there are
 //! [`waiters`], calls that wait for a task to claim, and who follows one task: [`watch`].
 //!
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
 pub mod age;
 mod attention;
+pub mod fanout;
 pub mod frames;
 pub mod hub;
 pub mod inbox;
 pub mod listener;
 pub mod mailbox;
+mod narrow;
 pub mod presence;
 pub mod router;
 pub mod settle;

@@ -84,15 +84,33 @@ impl Router {
         self.announce(hints.tasks.into_iter().collect()).await
     }
 
-    /// Looks tasks up and tells every stream that they are for.
+    /// Looks tasks up and tells the streams that they are for.
     pub async fn announce(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
+        self.look_up(&ids, |task| self.hub.announce(task)).await
+    }
+
+    /// The same for tasks that were told before.
+    pub(super) async fn announce_again(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
+        self.look_up(&ids, |task| self.hub.announce_again(task)).await
+    }
+
+    /// Offers tasks to more streams that were offered to few.
+    pub(super) async fn widen(&self, ids: &[TaskId]) -> Result<(), StoreError> {
+        self.look_up(ids, |task| self.hub.offer_to_more(task)).await
+    }
+
+    async fn look_up(
+        &self,
+        ids: &[TaskId],
+        tell: impl Fn(&Announcement),
+    ) -> Result<(), StoreError> {
         if self.hub.is_idle() {
             return Ok(());
         }
         for ids in ids.chunks(LOOKUP_TASKS_MAX) {
             for push in self.store.push_claimable(ids).await? {
                 let task = Announcement::new(push);
-                self.hub.announce(&task);
+                tell(&task);
                 self.looked_up().add(task.ready());
             }
         }

@@ -107,7 +107,7 @@ async fn settle(
         |ready: &&Ready| doubtful.repeats.contains(ready) || !doubtful.asked.contains(ready);
     let again: Vec<_> = still.iter().filter(is_told_again).map(|ready| ready.id).collect();
     if !again.is_empty() {
-        router.announce(again).await?;
+        router.announce_again(again).await?;
     }
     Ok(())
 }

@@ -72,6 +72,8 @@ struct State {
     ages_at: Option<Instant>,
     /// Since when its worker has held no claim, as far as Postgres was asked.
     rests_since: Option<Instant>,
+    /// Its worker holds a claim, as far as Postgres was asked.
+    is_busy: bool,
     /// When its worker asked for whatever is best, here.
     best_at: Option<Instant>,
     /// How much its socket had taken when it was last looked at, and since when that has been all.
@@ -138,6 +140,17 @@ pub enum Offer {
     SocketIsBusy,
 }
 
+/// How well a worker would take a task. Lesser is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// It has not taken yet what it was told, or more waits for it already.
+    pub(super) is_full: bool,
+    /// It holds a claim.
+    pub(super) is_busy: bool,
+    /// What it was told of and has not acted on.
+    outstanding: usize,
+}
+
 /// Where an offer comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
@@ -174,6 +187,7 @@ impl Stream {
                 is_retiring: false,
                 ages_at,
                 rests_since: None,
+                is_busy: false,
                 best_at: None,
                 taken: None,
             }),
@@ -194,13 +208,13 @@ impl Stream {
         if !state.routing.matches(task.push.task.routing()) {
             return Offer::Passed;
         }
-        let frames = [task.frames.available.clone(), task.frames.task.clone()];
+        let frames = [&task.frames.available, &task.frames.task];
         let frames = if self.wants_task { &frames[..] } else { &frames[..1] };
         let priority = task.priority();
         let offer = Offered {
             ready: task.ready(),
             priority,
-            bytes: on_the_way(frames),
+            bytes: on_the_way(frames.iter().copied()),
             is_urgent: state.waiting.is_urgent(priority),
         };
         let is_behind = from == From::Live && state.waiting.goes_before(priority);
@@ -227,6 +241,31 @@ impl Stream {
         }
         state.window.note(offer, now);
         Offer::Told
+    }
+
+    /// How well its worker would take a task, for whom it would be news; `None`: it is not for this worker,
+    /// or no news, or the stream is about to end.
+    pub(super) fn rank(&self, task: &Announcement) -> Option<Rank> {
+        let is_behind = !self.mailbox.is_empty();
+        let state = self.state();
+        let would_take = !state.is_retiring
+            && state.routing.matches(task.push.task.routing())
+            && !state.window.has(task.ready());
+        would_take.then(|| Rank {
+            is_full: is_behind || state.waiting.is_any() || !state.window.has_room(),
+            is_busy: state.is_busy,
+            outstanding: state.window.count(),
+        })
+    }
+
+    /// Notes whether its worker holds a claim.
+    pub(super) fn note_busy(&self, is_busy: bool) {
+        self.state().is_busy = is_busy;
+    }
+
+    /// What it was told of and has not acted on.
+    pub(super) fn outstanding(&self) -> Vec<Ready> {
+        self.state().window.outstanding().collect()
     }
 
     /// Sends the worker a frame that announces nothing, whatever it has read.
@@ -259,7 +298,7 @@ impl Stream {
     }
 
     /// To be called before the backlog is read from Postgres.
-    pub(super) fn refill_begin(&self) -> Refill {
+    pub fn refill_begin(&self) -> Refill {
         let mut state = self.state();
         state.waiting.behind_next = None;
         Refill(state.waiting.held_back)
@@ -267,12 +306,7 @@ impl Stream {
 
     /// Tells the worker of its backlog, best first. `is_all`: there is no more than this. How many
     /// it was told of, and whether to read again at once.
-    pub(super) fn refill(
-        &self,
-        before: Refill,
-        backlog: &[Announcement],
-        is_all: bool,
-    ) -> (usize, bool) {
+    pub fn refill(&self, before: Refill, backlog: &[Announcement], is_all: bool) -> (usize, bool) {
         let now = Instant::now();
         let offers: Vec<_> =
             backlog.iter().map(|task| self.offer_from(From::Backlog, task, now)).collect();

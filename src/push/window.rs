@@ -31,6 +31,8 @@ pub struct Window {
     outstanding: HashMap<TaskId, Announced>,
     bytes: usize,
     remembered: VecDeque<Remembered>,
+    /// The tails of their ids, in the same order: nearly always it is enough to look through these.
+    tails: VecDeque<u32>,
     /// When the first repeat of all outstanding ones is due, or earlier.
     next_repeat: Option<Instant>,
     /// What its worker may not have read yet.
@@ -92,6 +94,7 @@ impl Window {
             outstanding: HashMap::new(),
             bytes: 0,
             remembered: VecDeque::new(),
+            tails: VecDeque::new(),
             next_repeat: None,
             unread: Unread::default(),
             is_unread: false,
@@ -129,7 +132,7 @@ impl Window {
                 Verdict::Again
             };
         }
-        if self.remembered.iter().any(|known| known.ready == ready) {
+        if self.remembered_of(ready.id).any(|known| known.ready == ready) {
             return Verdict::Known;
         }
         if self.outstanding.len() < self.size && self.bytes < WINDOW_BYTES {
@@ -232,11 +235,19 @@ impl Window {
         outstanding.chain(self.remembered.iter().map(|known| known.place))
     }
 
+    /// What is remembered of one task.
+    fn remembered_of(&self, id: TaskId) -> impl Iterator<Item = &Remembered> {
+        let (front, back) = self.tails.as_slices();
+        let is_there = front.contains(&tail(id)) || back.contains(&tail(id));
+        let remembered = is_there.then(|| self.remembered.iter()).into_iter().flatten();
+        remembered.filter(move |known| known.ready.id == id)
+    }
+
     /// The first announcement of a task that the worker may not have read.
     fn unread_place(&self, id: TaskId) -> Option<Place> {
         let outstanding = self.outstanding.get(&id).map(|known| known.place);
-        let remembered = self.remembered.iter().filter(|known| known.ready.id == id);
-        let places = outstanding.into_iter().chain(remembered.map(|known| known.place));
+        let remembered = self.remembered_of(id).map(|known| known.place);
+        let places = outstanding.into_iter().chain(remembered);
         places.filter(|place| !self.unread.is_read(place.mark)).min_by_key(|place| place.mark)
     }
 
@@ -257,10 +268,24 @@ impl Window {
         self.bytes -= known.bytes;
         if self.remembered.len() == REMEMBERED_MAX {
             self.remembered.pop_front();
+            self.tails.pop_front();
         }
         let ready = Ready { id, xid: known.xid };
+        self.tails.push_back(tail(id));
         self.remembered.push_back(Remembered { ready, place: known.place });
         true
+    }
+
+    /// Whether the worker was told of this, and has not acted on it.
+    #[must_use]
+    pub fn has(&self, ready: Ready) -> bool {
+        self.outstanding.get(&ready.id).is_some_and(|known| known.xid >= ready.xid)
+    }
+
+    /// How many announcements are outstanding.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.outstanding.len()
     }
 
     /// Whether a quarter is free: worth asking Postgres for more.
@@ -301,6 +326,12 @@ impl Window {
         self.has_unread_repeat = has_unread_repeat;
         late
     }
+}
+
+/// The last bits of an id: those that are random.
+fn tail(id: TaskId) -> u32 {
+    let [.., a, b, c, d] = *id.0.as_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// An announcement that may be sent.

@@ -182,3 +182,7 @@ impl<B: Batch> Lane<B> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -1,11 +1,18 @@
 //! Presence: streams, and the replicas that vouch for them.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::group::Batch;
 use super::link::Link;
 use super::{REPLICA_SILENCE, Store, StoreError};
+use crate::domain::fanout::Place;
 use crate::domain::{ConnectionId, ReplicaId, Routing, WorkerId};
+
+/// A replica that was silent for so long is not counted on to offer tasks. It shows a sign of life every
+/// second.
+const REPLICA_DOUBT: Duration = Duration::from_secs(4);
 
 /// A worker that connects. `None` leaves what is known of it as it is.
 #[derive(Clone, Debug)]
@@ -111,6 +118,19 @@ impl Store {
         .fetch_one(self.link())
         .await?;
         Ok(row.is_new)
+    }
+
+    /// Where the streams of a replica stand among those of all that live; `None`: it has none.
+    pub async fn replica_place(&self, id: ReplicaId) -> Result<Option<Place>, StoreError> {
+        let row =
+            sqlx::query_file!("src/store/sql/replica_place.sql", id.0, REPLICA_DOUBT.as_secs_f64())
+                .fetch_one(self.link())
+                .await?;
+        let place = || {
+            let [before, own, all] = [row.before, row.own, row.all].map(u64::try_from);
+            Place::new(before.ok()?, own.ok()?, all.ok()?)
+        };
+        Ok(place())
     }
 
     /// Removes replicas: this one when it leaves, and those that were silent for too long.

@@ -18,6 +18,8 @@ mod claims;
 mod embedded;
 mod events;
 mod examples;
+mod fanout;
+mod group_commit;
 mod hand_written;
 mod hostile_requests;
 mod injection;

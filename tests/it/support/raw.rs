@@ -42,7 +42,11 @@ pub async fn exchange(replica: &Replica, request: &[u8]) -> Option<Answer> {
     }
 }
 
-async fn read_answer(from: &mut (impl AsyncReadExt + Unpin), is_head: bool) -> Option<Answer> {
+/// Reads one answer; `None`: the connection was closed without one. Of a stream only the head is read.
+///
+/// # Panics
+/// When what comes is no answer.
+pub async fn read_answer(from: &mut (impl AsyncReadExt + Unpin), is_head: bool) -> Option<Answer> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
