@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::assign::Errands;
 use super::attention::Attention;
 use super::frames::End;
 use super::stream::{Announcement, Offer, Stream};
@@ -36,13 +37,15 @@ pub struct Hub {
     departure: Notify,
     /// After how long streams are ended, about; zero: never.
     max_age: Duration,
+    /// What is to be done for streams with slots.
+    pub(super) errands: Errands,
     /// Calls that wait for a task to claim.
     pub waiters: Arc<Waiters>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Inner {
     streams: HashMap<ConnectionId, Arc<Stream>>,
     by_codebase: HashMap<String, HashSet<ConnectionId>>,
     /// More than one only until the older one's end has come through Postgres.
@@ -61,12 +64,13 @@ impl Hub {
             attention: Notify::new(),
             departure: Notify::new(),
             max_age,
+            errands: Errands::default(),
             waiters: Arc::default(),
             metrics,
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -78,13 +82,14 @@ impl Hub {
         routing: Routing,
         window_size: usize,
         wants_task: bool,
+        slots: Option<usize>,
         first: Bytes,
     ) -> Arc<Stream> {
         let (worker_id, codebases) = (routing.worker_id.clone(), routing.codebases.clone());
         let ages_at = (!self.max_age.is_zero())
             .then(|| std::time::Instant::now() + self.max_age.mul_f64(rand::random_range(AGES)));
         let stream =
-            Arc::new(Stream::new(connection_id, routing, window_size, wants_task, ages_at));
+            Arc::new(Stream::new(connection_id, routing, window_size, wants_task, slots, ages_at));
         stream.deliver(first);
         let mut inner = self.inner();
         inner.index(connection_id, &codebases);
@@ -118,6 +123,7 @@ impl Hub {
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
+        self.give_back(stream);
         true
     }
 
@@ -125,12 +131,16 @@ impl Hub {
         self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells every stream that a task is for, and one of the calls that wait.
+    /// Tells every stream that a task is for, and one of the calls that wait. Where a stream with slots
+    /// takes it, no call is woken for it.
     pub fn announce(&self, task: &Announcement) {
-        self.waiters.wake_one(&task.push.task);
+        let concerned = self.concerned(task);
+        if !self.assign(task, &concerned) {
+            self.waiters.wake_one(&task.push.task);
+        }
         let now = std::time::Instant::now();
         let mut told = 0;
-        for stream in self.concerned(task) {
+        for stream in concerned {
             match stream.offer(task, now) {
                 Offer::Told => told += 1,
                 Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
@@ -303,11 +313,13 @@ impl Hub {
             return;
         }
         self.metrics.stream_ended(why.code());
+        stream.close_slots();
         stream.mailbox.close(why.frame());
     }
 
     /// Ends all streams, spread evenly over `window`: their workers do not come back all at once.
     pub async fn drain(&self, window: Duration) {
+        self.errands.close();
         let streams = self.streams();
         let begun = Instant::now();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
@@ -398,7 +410,7 @@ impl Inner {
         }
     }
 
-    fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Stream>> {
+    pub(super) fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Stream>> {
         let ids = self.by_worker.get(worker).into_iter().flatten();
         ids.filter_map(|id| self.streams.get(id).cloned()).collect()
     }
