@@ -53,10 +53,15 @@ struct CompleteBody {
 struct CompleteAnswer {
     #[serde(flatten)]
     finish: FinishAnswer,
-    /// The best task that there was, if the worker asked for one.
+    /// If the worker asked for one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<Option<ClaimAnswer>>,
+    next: Option<NextTask>,
 }
+
+/// The best task that there was; null: there was none.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct NextTask(Option<ClaimAnswer>);
 
 async fn complete(
     State(app): State<App>,
@@ -113,7 +118,7 @@ async fn complete_for_next(
         let tasks = [Some(task_id), came.map(|(id, _)| id)].into_iter().flatten().collect();
         tell_elsewhere(&app, worker_id, tasks);
     }
-    Ok(CompleteAnswer { finish, next: Some(next) })
+    Ok(CompleteAnswer { finish, next: Some(NextTask(next)) })
 }
 
 /// The id of the claim that follows a claim.

@@ -195,11 +195,11 @@ impl Stream {
     }
 
     /// Its worker ended a claim, here: the slot is free, or goes on to what comes next in the same moment.
-    pub(super) fn finish(&self, task: TaskId, epoch: i64, reserves: bool) -> Option<Uuid> {
+    pub(super) fn finish(&self, task: TaskId, epoch: i64, for_next: bool) -> Option<Uuid> {
         let mut state = self.state();
         let slots = state.slots.as_mut()?;
         let read = slots.finish(task, epoch);
-        let reserved = reserves.then(|| begin_one(slots));
+        let reserved = for_next.then(|| begin_one(slots));
         if let Some(mark) = read {
             state.window.prove_mark(mark);
         }
