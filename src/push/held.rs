@@ -51,7 +51,7 @@ pub(super) async fn look(
         let held = store.slots_held(&workers).await?;
         for ((stream, began), held) in streams.iter().zip(began).zip(held) {
             if let (Some(began), Some(held)) = (began, held) {
-                stream.look(began, Look::All(&held));
+                stream.look(began, Look::All(&held), false);
                 hub.fill(stream);
             }
         }
@@ -59,11 +59,13 @@ pub(super) async fn look(
     Ok(())
 }
 
-/// Looks at some tasks of some workers, as far as they have streams with slots here.
+/// Looks at some tasks of some workers, as far as they have streams with slots here. `proves`: what is not
+/// held any more was ended by its worker, which has read its stream so far.
 pub(super) async fn check(
     store: &Store,
     hub: &Hub,
     asked: HashSet<(WorkerId, TaskId)>,
+    proves: bool,
 ) -> Result<(), StoreError> {
     let mut streams = HashMap::new();
     let mut here = Vec::new();
@@ -92,7 +94,7 @@ pub(super) async fn check(
         answers.sort_by_key(|(_, found)| found.is_none());
         for ((worker, task), found) in answers {
             if let Some((stream, began)) = began.get(worker) {
-                stream.look(*began, Look::Task(*task, found));
+                stream.look(*began, Look::Task(*task, found), proves);
             }
         }
         for (stream, _) in began.values() {

@@ -83,7 +83,7 @@ impl Router {
             }
         }
         if !hints.slots.is_empty() {
-            held::check(&self.store, &self.hub, hints.slots).await?;
+            held::check(&self.store, &self.hub, hints.slots, true).await?;
         }
         self.announce(hints.tasks.into_iter().collect()).await
     }
@@ -127,7 +127,7 @@ impl Router {
             }
         }
         // A claim that was ended for its worker has left its slot.
-        held::check(&self.store, &self.hub, told).await
+        held::check(&self.store, &self.hub, told, false).await
     }
 
     /// Looks after streams that want it, until shutdown: new ones, ones with room for more, and all

@@ -61,7 +61,7 @@ impl State {
 impl Stream {
     /// How many slots it has.
     pub(super) fn slots(&self) -> Option<usize> {
-        self.state().slots.as_ref().map(Slots::size)
+        self.state().slots.as_ref().map(|slots| slots.size())
     }
 
     /// How many slots are free for a task that has just become claimable; `None`: it is not for this
@@ -79,7 +79,7 @@ impl Stream {
     pub(super) fn reserve(&self) -> Option<Uuid> {
         let mut state = self.state();
         let is_free = state.slots.as_ref().is_some_and(|slots| state.claimable(slots) > 0);
-        is_free.then(|| state.slots.as_mut().map(begin_one)).flatten()
+        is_free.then(|| state.slots.as_mut().map(|slots| begin_one(slots))).flatten()
     }
 
     /// A claim that was to be made is not, or nobody knows.
@@ -134,7 +134,7 @@ impl Stream {
 
     /// How long to wait before tasks are looked for again that were there and locked.
     pub(super) fn locked_pause(&self) -> Duration {
-        self.state().slots.as_mut().map(Slots::locked_pause).unwrap_or_default()
+        self.state().slots.as_mut().map(|slots| slots.locked_pause()).unwrap_or_default()
     }
 
     /// Pushes what was claimed with an id; false: the stream has ended, and its worker will not hear.
@@ -216,26 +216,26 @@ impl Stream {
 
     /// To be called before Postgres is asked what its worker holds.
     pub(super) fn look_begins(&self) -> Option<u64> {
-        self.state().slots.as_ref().map(Slots::look_begins)
+        self.state().slots.as_ref().map(|slots| slots.look_begins())
     }
 
-    /// Compares with what Postgres said.
-    pub(super) fn look(&self, began: u64, look: Look<'_>) {
+    /// Compares with what Postgres said. `proves`: it was its worker that ended what is gone.
+    pub(super) fn look(&self, began: u64, look: Look<'_>, proves: bool) {
         let mut state = self.state();
         let read = state.slots.as_mut().and_then(|slots| slots.look(began, look, Instant::now()));
-        if let Some(mark) = read {
+        if let Some(mark) = read.filter(|_| proves) {
             state.window.prove_mark(mark);
         }
     }
 
     /// Whether what its worker holds is known.
     pub(super) fn is_known(&self) -> bool {
-        self.state().slots.as_ref().is_some_and(Slots::is_known)
+        self.state().slots.as_ref().is_some_and(|slots| slots.is_known())
     }
 
     /// Whether what was missing in a look is to be confirmed by another one.
     pub(super) fn is_doubtful(&self) -> bool {
-        self.state().slots.as_ref().is_some_and(Slots::is_doubtful)
+        self.state().slots.as_ref().is_some_and(|slots| slots.is_doubtful())
     }
 
     /// So many frames of its mailbox have left: what is in them its worker may have read.

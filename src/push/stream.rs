@@ -73,7 +73,7 @@ pub(super) struct State {
     pub(super) window: Window,
     pub(super) waiting: Waiting,
     /// With slots: what its worker holds.
-    pub(super) slots: Option<Slots>,
+    pub(super) slots: Option<Box<Slots>>,
     /// Nothing more is announced: it is about to end.
     pub(super) is_retiring: bool,
     /// When it is old enough to end.
@@ -182,7 +182,7 @@ impl Stream {
                 routing,
                 window: Window::new(window_size),
                 waiting,
-                slots: slots.map(Slots::new),
+                slots: slots.map(|size| Box::new(Slots::new(size))),
                 is_retiring: false,
                 ages_at,
                 rests_since: None,
