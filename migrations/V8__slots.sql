@@ -3,6 +3,8 @@
 
 alter table streams add column slots integer;
 alter table streams add constraint streams_slots_range check (slots between 1 and 1000) not valid;
+-- Where nobody has slots, to ask for them costs nothing.
+create index streams_with_slots on streams (worker_id) where slots is not null;
 
 comment on column streams.slots is 'How many tasks at a time the server may claim for the worker and push to it; null: the worker claims by itself.';
 

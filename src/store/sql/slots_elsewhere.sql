@@ -3,6 +3,9 @@
 -- did not get rid of is pushed there.
 select a.n as "n!"
   from unnest($1::text[], $2::uuid[]) with ordinality as a (worker_id, connection_id, n)
-  join streams s on s.worker_id = a.worker_id
- where s.slots is not null
-   and s.connection_id <> a.connection_id
+ cross join lateral (
+        select from streams s
+         where s.worker_id = a.worker_id
+           and s.slots is not null
+           and s.connection_id <> a.connection_id
+        offset 0) as newer

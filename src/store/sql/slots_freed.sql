@@ -6,7 +6,11 @@ select pg_notify('taskwire', 'slots ' || told.pairs)
   from (select string_agg(pair, ' ') as pairs
           from (select a.worker_id || ' ' || a.task_id as pair, (row_number() over () - 1) / 45 as chunk
                   from unnest($1::text[], $2::uuid[]) as a (worker_id, task_id)
-                  join streams s on s.worker_id = a.worker_id
-                 where s.slots is not null
-                   and s.replica_id <> $3) as pairs
+                 -- `offset 0`: looks each worker up, however few of them are said to have slots.
+                 cross join lateral (
+                        select from streams s
+                         where s.worker_id = a.worker_id
+                           and s.slots is not null
+                           and s.replica_id <> $3
+                        offset 0) as elsewhere) as pairs
          group by chunk) as told
