@@ -265,7 +265,7 @@ pub const STATEMENTS: &[Statement] = &[
     ),
     of("slots_held", "500 workers", 2_000, 500, "plans.workers(1000, 500, 2000), 4000"),
     of("slots_check", "500", 2_100, 500, "plans.owners(1100001, 500), plans.ids(1100001, 500)"),
-    of("slots_tasks", "two", 20, 2, "'worker-1014', plans.ids(1100001, 40)"),
+    of("slots_tasks", "40 that others hold", 171, 40, "'worker-1014', plans.ids(1100001, 40)"),
     of(
         "slots_freed",
         "256",
