@@ -9,7 +9,7 @@
 //!
 //! Whatever fails, the task is where it was, in Postgres, and is offered again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::hub::Hub;
 use super::inbox::Inbox;
-use super::stream::Stream;
+use super::stream::{Announcement, Stream};
 use crate::domain::{ConnectionId, Fence, TaskId, WorkerId};
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, jittered};
@@ -41,6 +41,8 @@ pub(super) struct Errands {
     waiting: Mutex<Waiting>,
     filled: Notify,
     permits: Arc<Semaphore>,
+    /// Streams with slots that are open: where there are none, they cost nothing.
+    open: AtomicUsize,
     is_closed: AtomicBool,
 }
 
@@ -74,6 +76,7 @@ impl Default for Errands {
             waiting: Mutex::default(),
             filled: Notify::new(),
             permits: Arc::new(Semaphore::new(CLAIMS_IN_FLIGHT)),
+            open: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
         }
     }
@@ -89,6 +92,16 @@ impl Errands {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A stream begins.
+    pub(super) fn opened(&self, stream: &Stream) {
+        self.open.fetch_add(usize::from(stream.has_slots), Ordering::Relaxed);
+    }
+
+    /// A stream has ended.
+    fn ended(&self, stream: &Stream) {
+        self.open.fetch_sub(usize::from(stream.has_slots), Ordering::Relaxed);
+    }
+
     /// The replica drains: nobody is given anything any more.
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
@@ -102,19 +115,14 @@ impl Errands {
 impl Hub {
     /// Gives a new task to one of the streams that it concerns, to the one with the most free slots. False:
     /// none has one. Those that would have taken it find it in the backlog.
-    pub(super) fn assign(
-        &self,
-        task: &super::stream::Announcement,
-        concerned: &[Arc<Stream>],
-    ) -> bool {
-        let mut able: Vec<_> = concerned
-            .iter()
-            .filter(|stream| stream.has_slots)
-            .filter_map(|stream| Some((stream.free_for(task)?, stream)))
-            .collect();
-        if able.is_empty() || self.errands.is_closed() {
+    pub(super) fn assign(&self, task: &Announcement) -> bool {
+        if self.errands.is_closed() || self.errands.open.load(Ordering::Relaxed) == 0 {
             return false;
         }
+        let concerned = self.concerned(task);
+        let with_slots = concerned.iter().filter(|stream| stream.has_slots);
+        let mut able: Vec<_> =
+            with_slots.filter_map(|stream| Some((stream.free_for(task)?, stream))).collect();
         let best = able.iter().map(|(free, _)| *free).max().unwrap_or_default();
         // Of several, any: `concerned` comes in no order.
         able.sort_by_key(|(free, _)| best - free);
@@ -141,8 +149,14 @@ impl Hub {
         }
     }
 
+    /// A stream has ended. Has claims given back that its worker cannot know of.
+    pub(super) fn slots_ended(&self, stream: &Stream) {
+        self.errands.ended(stream);
+        self.give_back(stream);
+    }
+
     /// Has claims given back that the worker of a stream that has ended cannot know of.
-    pub(super) fn give_back(&self, stream: &Stream) {
+    fn give_back(&self, stream: &Stream) {
         let claims = stream.unread_claims();
         if !claims.is_empty() {
             let (worker_id, connection_id) = (stream.worker_id.clone(), stream.connection_id);

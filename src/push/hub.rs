@@ -91,6 +91,7 @@ impl Hub {
         let stream =
             Arc::new(Stream::new(connection_id, routing, window_size, wants_task, slots, ages_at));
         stream.deliver(first);
+        self.errands.opened(&stream);
         let mut inner = self.inner();
         inner.index(connection_id, &codebases);
         inner.by_worker.entry(worker_id).or_default().push(connection_id);
@@ -123,7 +124,7 @@ impl Hub {
         self.count(&inner);
         drop(inner);
         self.departure.notify_one();
-        self.give_back(stream);
+        self.slots_ended(stream);
         true
     }
 
@@ -134,13 +135,12 @@ impl Hub {
     /// Tells every stream that a task is for, and one of the calls that wait. Where a stream with slots
     /// takes it, no call is woken for it.
     pub fn announce(&self, task: &Announcement) {
-        let concerned = self.concerned(task);
-        if !self.assign(task, &concerned) {
+        if !self.assign(task) {
             self.waiters.wake_one(&task.push.task);
         }
         let now = std::time::Instant::now();
         let mut told = 0;
-        for stream in concerned {
+        for stream in self.concerned(task) {
             match stream.offer(task, now) {
                 Offer::Told => told += 1,
                 Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
@@ -150,7 +150,7 @@ impl Hub {
         self.count_announcements(told);
     }
 
-    fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
+    pub(super) fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
         let inner = self.inner();
         let codebase = &task.push.task.codebase_id;
         if let Some(worker) = &task.push.task.target_worker_id {

@@ -11,8 +11,11 @@ use super::link::Link;
 use super::{Store, StoreError};
 use crate::domain::{ConnectionId, ReplicaId, Task, TaskId, WorkerId};
 
-/// Candidates that are read beyond those that are wanted: rivals take some of them meanwhile.
-const CANDIDATES_SPARE: i64 = 64;
+/// Candidates that are read for each that is wanted: rivals take some of them meanwhile. Who finds none looks
+/// whether there are more.
+const CANDIDATES_PER_TASK: i64 = 3;
+/// The same for all together.
+const CANDIDATES_SPARE: i64 = 16;
 /// Claims of one worker that are read. It has a thousand slots at most; what is more it claimed by itself.
 const HELD_MAX: usize = 4_000;
 
@@ -56,7 +59,7 @@ impl Store {
             count,
             claim_id,
             lease.as_secs_f64(),
-            count + CANDIDATES_SPARE,
+            count * CANDIDATES_PER_TASK + CANDIDATES_SPARE,
             bytes_max,
         )
         .fetch_all(self.link())

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::support::{PATIENCE, Replica, SseStream, TestDb, eventually, http_client};
 
 /// How long a crowd may take.
-const DONE_WITHIN: Duration = Duration::from_secs(60);
+const DONE_WITHIN: Duration = Duration::from_mins(1);
 
 /// Workers that complete all that they are given, over all replicas in turn.
 pub(super) struct Crew {
