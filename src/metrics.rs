@@ -129,6 +129,11 @@ impl Metrics {
         self.claims.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// Counts several claims.
+    pub fn claims(&self, outcome: &'static str, count: usize) {
+        self.claims.get_or_create(&Outcome { outcome }).inc_by(count as u64);
+    }
+
     /// Counts a heartbeat of a claim.
     pub fn heartbeat(&self, outcome: &'static str) {
         self.heartbeats.get_or_create(&Outcome { outcome }).inc();

@@ -18,12 +18,13 @@ use crate::http::{self, App, StreamSettings, accept};
 use crate::maintenance::seen::Seen;
 use crate::maintenance::{expire, promote, prune, reap, replicas, seen, vigil};
 use crate::metrics::Metrics;
+use crate::push::assign::Assigner;
 use crate::push::hub::Hub;
 use crate::push::inbox::Inbox;
 use crate::push::listener::Listener;
 use crate::push::router::Router;
 use crate::push::watch::Watch;
-use crate::push::{age, fanout, presence, settle, stuck, sweep, watch};
+use crate::push::{age, fanout, held, presence, settle, stuck, sweep, watch};
 use crate::shutdown::{self, Shutdown, Stage, Trigger};
 use crate::stalls;
 use crate::store::migrate::{MigrateError, migrate};
@@ -35,6 +36,8 @@ const POSTGRES_WAIT: Duration = Duration::from_secs(30);
 const FIRST_CANARY_WAIT: Duration = Duration::from_secs(10);
 /// Requests in flight have this long after the drain.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// How long a leaving replica tries to give claims back.
+const GIVE_BACK_WAIT: Duration = Duration::from_millis(500);
 /// How long a leaving replica tries to say so to Postgres.
 const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
@@ -236,6 +239,7 @@ impl Replica {
             };
             // The loops first: a heartbeat after the farewell would bring the replica back.
             loops.shutdown().await;
+            parts.give_back().await;
             parts.farewell().await;
             result
         });
@@ -261,7 +265,7 @@ impl Replica {
             () = signal() => tracing::warn!("second signal, stopping now"),
         }
         self.trigger.advance(Stage::Stopping);
-        let _ = tokio::time::timeout(FAREWELL_WAIT, &mut self.serving).await;
+        let _ = tokio::time::timeout(GIVE_BACK_WAIT + FAREWELL_WAIT, &mut self.serving).await;
         Ok(())
     }
 }
@@ -274,6 +278,7 @@ struct Parts {
     watch: Arc<Watch>,
     seen: Arc<Seen>,
     metrics: Arc<Metrics>,
+    assigner: Assigner,
     replica: ReplicaId,
     address: SocketAddr,
 }
@@ -281,10 +286,19 @@ struct Parts {
 impl Parts {
     fn new(store: Store, address: SocketAddr, config: &Config) -> Self {
         let metrics = Arc::new(Metrics::new());
+        let hub = Arc::new(Hub::new(Arc::clone(&metrics), config.max_age, config.fanout));
+        let inbox = Arc::default();
+        let assigner = Assigner::new(
+            store.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&inbox),
+            Arc::clone(&metrics),
+        );
         Self {
             store,
-            hub: Arc::new(Hub::new(Arc::clone(&metrics), config.max_age, config.fanout)),
-            inbox: Arc::default(),
+            hub,
+            inbox,
+            assigner,
             watch: Arc::default(),
             seen: Arc::default(),
             metrics,
@@ -334,6 +348,8 @@ impl Parts {
             )));
         }
         run(Box::pin(settle::run(store.clone(), Arc::clone(hub), router, stop())));
+        run(Box::pin(self.assigner.clone().run(stop())));
+        run(Box::pin(held::run(store.clone(), Arc::clone(hub), stop())));
         run(Box::pin(age::run(store.clone(), Arc::clone(hub), stop())));
         run(Box::pin(stuck::run(Arc::clone(hub), stop())));
         run(Box::pin(watch::run(store.clone(), Arc::clone(&self.watch), stop())));
@@ -353,6 +369,13 @@ impl Parts {
         run(Box::pin(vigil::run(store.clone(), Arc::clone(&self.metrics), stop())));
         run(Box::pin(seen::run(store.clone(), Arc::clone(&self.seen), stop())));
         loops
+    }
+
+    /// Gives back what was claimed for workers that have not heard of it.
+    async fn give_back(&self) {
+        if tokio::time::timeout(GIVE_BACK_WAIT, self.assigner.finish()).await.is_err() {
+            tracing::warn!("could not give all claims back: their leases end them");
+        }
     }
 
     /// Tells Postgres that this replica is gone, if Postgres is there to be told.

@@ -22,6 +22,8 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 pub const CLAIM_TASKS_MAX: i64 = 100;
 /// Seconds that a call may wait for a task to claim.
 pub const CLAIM_WAIT_SECONDS_MAX: f64 = 60.0;
+/// Tasks that a worker may be given at a time by its stream.
+pub const SLOTS_MAX: usize = 1000;
 /// Bytes of a cancellation's reason.
 pub const REASON_BYTES_MAX: usize = 1000;
 /// Bytes of an `Idempotency-Key`.

@@ -179,7 +179,7 @@ async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem>
 
 /// One look. In a task of its own: a client that hangs up must not break off a statement half way, and
 /// what was claimed for one that has hung up goes back.
-async fn look(
+pub(super) async fn look(
     app: &App,
     ask: &NextAsk,
     turns: &Arc<Semaphore>,
@@ -204,6 +204,7 @@ async fn look(
     for claimed in &claimed {
         app.metrics.claim("claimed");
         app.hub.acted(&ask.worker_id, claimed.task.id);
+        app.hub.claimed(&ask.worker_id, claimed.task.id, claimed.task.claim_epoch);
     }
     Ok(claimed.into_iter().map(ClaimAnswer::from).collect())
 }

@@ -1,6 +1,4 @@
-//! Claims: claim, heartbeat, complete, fail, release, and the same in the words of the older server.
-
-use std::time::Duration;
+//! Claims: claim, heartbeat, and in the words of the older server claim and release.
 
 use axum::extract::State;
 use axum::routing::post;
@@ -11,20 +9,16 @@ use uuid::Uuid;
 
 use super::App;
 use super::extract::{Caller, JsonBody, MaybeJsonBody, TaskInPath, parse_task_id};
+use super::finishes::{check_error, check_result, finish};
 use super::problem::Problem;
-use crate::domain::limits::{self, ERROR_BYTES_MAX, Invalid, RETRY_AFTER_SECONDS_MAX, cut};
-use crate::domain::{Asked, Fence, Status, Task, TaskId, WorkerId};
-use crate::store::{
-    Claim, ClaimAsk, Claimed, Finish, FinishAsk, Finished, Heartbeat, HeartbeatAsk, Verb,
-};
+use crate::domain::limits::{self, Invalid};
+use crate::domain::{Asked, Fence, Task, TaskId};
+use crate::store::{Claim, ClaimAsk, Claimed, Heartbeat, HeartbeatAsk, Verb};
 
 pub(super) fn router() -> Router<App> {
     Router::new()
         .route("/v1/tasks/{id}/claim", post(claim))
         .route("/v1/tasks/{id}/heartbeat", post(heartbeat))
-        .route("/v1/tasks/{id}/complete", post(complete))
-        .route("/v1/tasks/{id}/fail", post(fail))
-        .route("/v1/tasks/{id}/release", post(release))
         .route("/v1/worker/tasks/claim", post(older_claim))
         .route("/v1/worker/tasks/release", post(older_release))
 }
@@ -82,7 +76,10 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
         app.hub.declined(task_id);
     }
     let (outcome, answer) = match claim {
-        Claim::Claimed(claimed) => ("claimed", Ok(claimed.into())),
+        Claim::Claimed(claimed) => {
+            app.hub.claimed(&worker_id, task_id, claimed.task.claim_epoch);
+            ("claimed", Ok(claimed.into()))
+        }
         Claim::Taken { by } => ("taken", Err(Problem::AlreadyClaimed { task_id, by })),
         Claim::Over(lost) => ("over", Err(Problem::ClaimLost { task_id, lost })),
         Claim::Ended(status) => ("ended", Err(Problem::TaskEnded { task_id, status })),
@@ -131,10 +128,11 @@ async fn heartbeat(
     let worker_id = caller.worker(body.worker_id.as_deref())?;
     let HeartbeatBody { claim_epoch, progress, message, checkpoint, .. } = body;
     check_heartbeat(progress, message.as_deref(), checkpoint.as_ref()).map_err(Problem::Invalid)?;
-    let fence = Fence { task_id, worker_id, claim_epoch };
+    let fence = Fence { task_id, worker_id: worker_id.clone(), claim_epoch };
     let ask = HeartbeatAsk { fence, progress, message, checkpoint };
     let (outcome, answer) = match app.store.task_heartbeat(ask).await? {
         Heartbeat::Alive { lease, cancel_requested, claim_epoch } => {
+            app.hub.acted_on(&worker_id, task_id);
             // To the millisecond; rounded down, so that nobody relies on more than there is.
             let lease_expires_in = (lease.as_secs_f64() * 1000.0).floor() / 1000.0;
             let answer =
@@ -160,137 +158,6 @@ fn check_heartbeat(
         limits::check_text("message", message, limits::MESSAGE_BYTES_MAX)?;
     }
     checkpoint.map_or(Ok(()), |checkpoint| limits::check_json("checkpoint", checkpoint))
-}
-
-/// Where the task stands after its claim ended.
-#[derive(Serialize)]
-struct FinishAnswer {
-    task_id: TaskId,
-    status: Status,
-    attempt: i32,
-    max_attempts: i32,
-    claim_epoch: i64,
-    /// When it is pending again: seconds until it may be claimed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_in: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CompleteBody {
-    #[serde(default)]
-    worker_id: Option<String>,
-    #[serde(default)]
-    claim_epoch: Option<i64>,
-    #[serde(default)]
-    result: Option<Value>,
-}
-
-async fn complete(
-    State(app): State<App>,
-    TaskInPath(task_id): TaskInPath,
-    caller: Caller,
-    MaybeJsonBody(body): MaybeJsonBody<CompleteBody>,
-) -> Result<Json<FinishAnswer>, Problem> {
-    let worker_id = caller.worker(body.worker_id.as_deref())?;
-    check_result(body.result.as_ref())?;
-    finish(&app, task_id, worker_id, body.claim_epoch, Verb::Complete(body.result)).await.map(Json)
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FailBody {
-    worker_id: Option<String>,
-    claim_epoch: Option<i64>,
-    error: Option<String>,
-    retry: bool,
-    retry_after_seconds: Option<f64>,
-}
-
-impl Default for FailBody {
-    fn default() -> Self {
-        Self {
-            worker_id: None,
-            claim_epoch: None,
-            error: None,
-            retry: true,
-            retry_after_seconds: None,
-        }
-    }
-}
-
-async fn fail(
-    State(app): State<App>,
-    TaskInPath(task_id): TaskInPath,
-    caller: Caller,
-    MaybeJsonBody(body): MaybeJsonBody<FailBody>,
-) -> Result<Json<FinishAnswer>, Problem> {
-    let worker_id = caller.worker(body.worker_id.as_deref())?;
-    let retry_after = match body.retry_after_seconds {
-        Some(seconds) if (0.0..=RETRY_AFTER_SECONDS_MAX).contains(&seconds) => {
-            Some(Duration::from_secs_f64(seconds))
-        }
-        Some(_) => {
-            let detail = format!("must be 0 to {RETRY_AFTER_SECONDS_MAX}");
-            return Err(Problem::Invalid(Invalid::new("retry_after_seconds", detail)));
-        }
-        None => None,
-    };
-    let error = check_error(body.error)?;
-    let verb = Verb::Fail { error, retry: body.retry, retry_after };
-    finish(&app, task_id, worker_id, body.claim_epoch, verb).await.map(Json)
-}
-
-fn check_result(result: Option<&Value>) -> Result<(), Problem> {
-    result.map_or(Ok(()), |result| limits::check_json("result", result).map_err(Problem::Invalid))
-}
-
-/// An error's text is cut, not refused: a stack trace that is too long must not cost the report.
-fn check_error(error: Option<String>) -> Result<Option<String>, Problem> {
-    let Some(error) = error else { return Ok(None) };
-    limits::check_no_nul("error", &error).map_err(Problem::Invalid)?;
-    Ok(Some(cut(&error, ERROR_BYTES_MAX).to_owned()))
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReleaseBody {
-    #[serde(default)]
-    worker_id: Option<String>,
-    #[serde(default)]
-    claim_epoch: Option<i64>,
-}
-
-async fn release(
-    State(app): State<App>,
-    TaskInPath(task_id): TaskInPath,
-    caller: Caller,
-    MaybeJsonBody(body): MaybeJsonBody<ReleaseBody>,
-) -> Result<Json<FinishAnswer>, Problem> {
-    let worker_id = caller.worker(body.worker_id.as_deref())?;
-    finish(&app, task_id, worker_id, body.claim_epoch, Verb::Release).await.map(Json)
-}
-
-async fn finish(
-    app: &App,
-    task_id: TaskId,
-    worker_id: WorkerId,
-    claim_epoch: Option<i64>,
-    verb: Verb,
-) -> Result<FinishAnswer, Problem> {
-    let ask = FinishAsk { fence: Fence { task_id, worker_id, claim_epoch }, verb };
-    let (outcome, answer) = match app.store.task_finish(ask).await? {
-        Finish::Finished(Finished { status, attempt, max_attempts, claim_epoch, run_in }) => {
-            let run_in = (status == Status::Pending).then_some(run_in.as_secs_f64());
-            let answer =
-                FinishAnswer { task_id, status, attempt, max_attempts, claim_epoch, run_in };
-            (status.as_str(), Ok(answer))
-        }
-        Finish::Lost(lost) => ("lost", Err(Problem::ClaimLost { task_id, lost })),
-        Finish::NotFound => ("not_found", Err(Problem::TaskNotFound(task_id.to_string()))),
-    };
-    app.metrics.finish(outcome);
-    answer
 }
 
 /// Older workers send more than is needed here; what is not known is ignored.

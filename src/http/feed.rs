@@ -59,7 +59,7 @@ impl Feed {
         carried.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The next frame; `None` after the last one.
+    /// The next frame; `None` after the last one. Whoever takes frames says when they have left.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let frame = match self.stream.mailbox.poll_take(context) {
             Poll::Ready(None) => return Poll::Ready(None),
@@ -86,6 +86,16 @@ impl Feed {
         let next = Instant::now() + self.keepalive;
         self.silence.as_mut().reset(next);
         Poll::Ready(Some(frame))
+    }
+
+    /// How many frames were taken, if somebody wants to know when they have left.
+    pub(super) fn taken(&self) -> Option<u64> {
+        self.stream.has_slots.then(|| self.stream.mailbox.taken())
+    }
+
+    /// Of the frames that were taken, so many have left.
+    pub(super) fn has_left(&self, frames: u64) {
+        self.stream.has_left(frames);
     }
 
     /// The peer takes nothing any more.
@@ -123,6 +133,11 @@ impl http_body::Body for FeedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_next(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
+        let next = self.0.poll_next(context);
+        // It is hyper's now, and counts as gone.
+        if let Some(taken) = self.0.taken() {
+            self.0.has_left(taken);
+        }
+        next.map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
     }
 }

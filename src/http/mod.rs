@@ -8,6 +8,7 @@ mod connection;
 mod events;
 mod extract;
 mod feed;
+mod finishes;
 mod health;
 mod in_flight;
 mod problem;
@@ -149,6 +150,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .merge(tasks::router())
         .merge(claims::router())
+        .merge(finishes::router())
         .merge(claim_next::router())
         .merge(events::router())
         .merge(workers::router())

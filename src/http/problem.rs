@@ -27,7 +27,6 @@ pub(super) enum Problem {
     BodyStalled,
     WorkerIdMissing,
     WorkerIdConflict,
-    SlotsNotServed,
     RouteNotFound { method: String, path: String },
     MethodNotAllowed { method: String, path: String },
     TaskNotFound(String),
@@ -169,13 +168,6 @@ impl Problem {
                 "worker_id_conflict",
                 "Two different worker ids",
                 "query, headers and body name different workers; send one worker_id".to_owned(),
-            ),
-            Self::SlotsNotServed => of(
-                S::BAD_REQUEST,
-                "slots_not_served",
-                "This release serves no slots",
-                "open the stream without slots, and claim each task by POST /v1/tasks/{id}/claim"
-                    .to_owned(),
             ),
             Self::RouteNotFound { method, path } => of(
                 S::NOT_FOUND,

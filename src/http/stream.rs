@@ -14,7 +14,7 @@ use super::extract::{Caller, Params, header_or_param};
 use super::feed::Feed;
 use super::problem::Problem;
 use super::room::StreamPlace;
-use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, Invalid};
+use crate::domain::limits::{self, CAPABILITIES_MAX, CODEBASES_MAX, Invalid, SLOTS_MAX};
 use crate::domain::routing::parse_list;
 use crate::domain::{ConnectionId, WorkerId};
 use crate::push::frames;
@@ -37,9 +37,7 @@ async fn open(
         return Err(Problem::Draining);
     }
     let both = |header, param| header_or_param(&headers, header, &params, param);
-    if both("x-worker-slots", "slots")?.is_some() {
-        return Err(Problem::SlotsNotServed);
-    }
+    let slots = both("x-worker-slots", "slots")?.map(parse_slots).transpose()?;
     let list = |text: Option<&str>, field, max| {
         text.map(|text| parse_list(field, text, max)).transpose().map_err(Problem::BadParameter)
     };
@@ -58,12 +56,17 @@ async fn open(
         )?,
         connection_id: ConnectionId::generate(),
         replica_id: app.replica_id,
+        slots: slots.and_then(|count| i32::try_from(count).ok()),
     };
     let wants_task = wants_task(params.get("events")?)?;
+    if slots.is_some() && !wants_task {
+        let detail = "must not leave out `task`: a stream with slots has no other event of a task";
+        return Err(Problem::BadParameter(Invalid::new("events", detail)));
+    }
     let place = app.room.enter_stream().ok_or(Problem::TooManyStreams)?;
 
     // In a task of its own: a client that hangs up here must not leave a presence without stream.
-    let feed = tokio::spawn(subscribe(app, ask, wants_task, place))
+    let feed = tokio::spawn(subscribe(app, ask, wants_task, slots, place))
         .await
         .map_err(|_| Problem::Store(StoreError::Busy))??;
     Ok(feed.into_response())
@@ -98,10 +101,18 @@ fn wants_task(events: Option<&str>) -> Result<bool, Problem> {
     Ok(wanted.contains(&"task"))
 }
 
+/// How many tasks at a time the server is to claim for the worker.
+fn parse_slots(text: &str) -> Result<usize, Problem> {
+    let count = text.parse().ok().filter(|count| (1..=SLOTS_MAX).contains(count));
+    let detail = || format!("must be 1 to {SLOTS_MAX}");
+    count.ok_or_else(|| Problem::BadParameter(Invalid::new("slots", detail())))
+}
+
 async fn subscribe(
     app: App,
     ask: StreamAsk,
     wants_task: bool,
+    slots: Option<usize>,
     place: StreamPlace,
 ) -> Result<Feed, Problem> {
     let connection_id = ask.connection_id;
@@ -125,13 +136,15 @@ async fn subscribe(
         connection_id,
         app.replica_id,
         keepalive.as_secs(),
+        slots,
         rand::random_range(frames::RETRY_MS),
     );
     tracing::info!(
         target: "worker_sse", worker_id = %routing.worker_id, %connection_id,
         codebases = routing.codebases.join(","), "stream opened"
     );
-    let stream = app.hub.subscribe(connection_id, routing, app.streams.window, wants_task, first);
+    let window = app.streams.window;
+    let stream = app.hub.subscribe(connection_id, routing, window, wants_task, slots, first);
     if app.shutdown.is_draining() {
         // The drain may have passed before this stream was there.
         app.hub.end(&stream, frames::End::Draining);

@@ -45,18 +45,16 @@ pub(super) async fn run(mut socket: Socket, place: Place, taken: Taken) {
     let Taken { head, version, mut feed } = taken;
     // An older client, such as nginx by default, reads until the connection ends.
     let is_chunked = version == Version::HTTP_11;
-    let mut out = encode_head(&head, is_chunked);
+    let mut out = Out { bytes: encode_head(&head, is_chunked), is_chunked, ends: Vec::new() };
     drop(head);
     let mut unasked = 0;
     let ended = loop {
-        if let Err(error) = socket.write_all(&out).await {
+        if let Err(error) = out.write(&mut socket, &feed).await {
             break Err(error);
         }
-        // An idle stream keeps no buffer.
-        out = Vec::new();
-        match next(&mut socket, &mut feed, &mut out, is_chunked, &mut unasked).await {
+        match next(&mut socket, &mut feed, &mut out, &mut unasked).await {
             Ok(Next::Write) => {}
-            Ok(Next::Last) => break socket.write_all(&out).await,
+            Ok(Next::Last) => break out.write(&mut socket, &feed).await,
             Ok(Next::Gone) => break Ok(()),
             Err(error) => break Err(error),
         }
@@ -72,28 +70,65 @@ pub(super) async fn run(mut socket: Socket, place: Place, taken: Taken) {
     drop(place);
 }
 
+/// What is to be written.
+struct Out {
+    bytes: Vec<u8>,
+    is_chunked: bool,
+    /// Where frames end in it, and how many have left then. Only kept where somebody wants to know.
+    ends: Vec<(usize, u64)>,
+}
+
+impl Out {
+    fn add(&mut self, frame: &[u8], taken: Option<u64>) {
+        encode_frame(&mut self.bytes, frame, self.is_chunked);
+        if let Some(taken) = taken {
+            self.ends.push((self.bytes.len(), taken));
+        }
+    }
+
+    /// Writes all of it, and says which frames have left, also when that fails half way.
+    async fn write(&mut self, socket: &mut Socket, feed: &Feed) -> io::Result<()> {
+        let mut written = 0;
+        let result = loop {
+            if written == self.bytes.len() {
+                break Ok(());
+            }
+            match socket.write(&self.bytes[written..]).await {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) => break Err(error),
+            }
+        };
+        if let Some((_, taken)) = self.ends.iter().rev().find(|(end, _)| *end <= written) {
+            feed.has_left(*taken);
+        }
+        // An idle stream keeps no buffer.
+        (self.bytes, self.ends) = (Vec::new(), Vec::new());
+        result
+    }
+}
+
 /// Gathers what there is to write; waits for something, or for the client to hang up.
 async fn next(
     socket: &mut Socket,
     feed: &mut Feed,
-    out: &mut Vec<u8>,
-    is_chunked: bool,
+    out: &mut Out,
     unasked: &mut usize,
 ) -> io::Result<Next> {
     poll_fn(|context| {
-        while out.len() < WRITE_BYTES_MAX {
+        while out.bytes.len() < WRITE_BYTES_MAX {
             match feed.poll_next(context) {
-                Poll::Ready(Some(frame)) => encode_frame(out, &frame, is_chunked),
+                Poll::Ready(Some(frame)) => out.add(&frame, feed.taken()),
                 Poll::Ready(None) => {
-                    if is_chunked {
-                        out.extend_from_slice(b"0\r\n\r\n");
+                    if out.is_chunked {
+                        out.bytes.extend_from_slice(b"0\r\n\r\n");
                     }
                     return Poll::Ready(Ok(Next::Last));
                 }
                 Poll::Pending => break,
             }
         }
-        if !out.is_empty() {
+        if !out.bytes.is_empty() {
             return Poll::Ready(Ok(Next::Write));
         }
         let mut bytes = [0; 256];

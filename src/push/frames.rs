@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::domain::{ConnectionId, ReplicaId, Task, TaskId, WorkerId};
-use crate::store::{Cancellation, PushTask, TaskView};
+use crate::store::{Cancellation, Claimed, PushTask, TaskView};
 
 /// Bytes of a pushed frame, at most (protocol S8).
 pub const FRAME_BYTES_MAX: usize = 16 * 1024;
@@ -122,6 +122,37 @@ fn whole(push: &PushTask) -> String {
     event("task", &data)
 }
 
+/// The event of a task that was claimed for its worker: what the answer to a claim says, as far as that
+/// fits into a frame. `is_again`: its worker may know of it.
+#[must_use]
+pub fn assigned(claimed: &Claimed, is_again: bool, is_partial: bool) -> Bytes {
+    #[derive(Serialize)]
+    struct Assigned<'a> {
+        #[serde(flatten)]
+        task: &'a Task,
+        /// Seconds.
+        lease_expires_in: u64,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        redelivered: bool,
+    }
+    let Claimed { task, lease } = claimed;
+    let data = Assigned { task, lease_expires_in: lease.as_secs(), redelivered: is_again };
+    if !is_partial && task.prompt.as_ref().is_none_or(|prompt| prompt.len() < FRAME_BYTES_MAX) {
+        let frame = event("task", &data);
+        if frame.len() <= FRAME_BYTES_MAX {
+            return frame.into();
+        }
+    }
+    let mut data = json!(data);
+    leave_out(&mut data, &["prompt", "metadata", "error", "checkpoint"]);
+    let frame = event("task", &data);
+    if frame.len() <= FRAME_BYTES_MAX {
+        return frame.into();
+    }
+    leave_out(&mut data, &["required_capabilities"]);
+    event("task", &data).into()
+}
+
 fn leave_out(data: &mut serde_json::Value, fields: &[&str]) {
     if let Some(object) = data.as_object_mut() {
         for field in fields {
@@ -138,6 +169,7 @@ pub fn connected(
     connection_id: ConnectionId,
     replica_id: ReplicaId,
     keepalive_seconds: u64,
+    slots: Option<usize>,
     retry_ms: u64,
 ) -> Bytes {
     #[derive(Serialize)]
@@ -147,6 +179,8 @@ pub fn connected(
         connection_id: ConnectionId,
         replica_id: ReplicaId,
         keepalive_seconds: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        slots: Option<usize>,
     }
     let data = Connected {
         message: "SSE connection established",
@@ -154,6 +188,7 @@ pub fn connected(
         connection_id,
         replica_id,
         keepalive_seconds,
+        slots,
     };
     format!("retry: {retry_ms}\n{}", event("connected", &data)).into()
 }

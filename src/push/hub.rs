@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::assign::Errands;
 use super::attention::Attention;
 use super::frames::End;
 use super::narrow::Narrow;
@@ -37,6 +38,8 @@ pub struct Hub {
     departure: Notify,
     /// After how long streams are ended, about; zero: never.
     max_age: Duration,
+    /// What is to be done for streams with slots.
+    pub(super) errands: Errands,
     /// Calls that wait for a task to claim.
     pub waiters: Arc<Waiters>,
     /// Tasks that were offered to few workers first.
@@ -45,7 +48,7 @@ pub struct Hub {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Inner {
     streams: HashMap<ConnectionId, Arc<Stream>>,
     /// The streams themselves: who announces need not look each one up.
     by_codebase: HashMap<String, HashMap<ConnectionId, Arc<Stream>>>,
@@ -65,13 +68,14 @@ impl Hub {
             attention: Notify::new(),
             departure: Notify::new(),
             max_age,
+            errands: Errands::default(),
             waiters: Arc::default(),
             narrow: Narrow::new(fanout),
             metrics,
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -83,14 +87,16 @@ impl Hub {
         routing: Routing,
         window_size: usize,
         wants_task: bool,
+        slots: Option<usize>,
         first: Bytes,
     ) -> Arc<Stream> {
         let (worker_id, codebases) = (routing.worker_id.clone(), routing.codebases.clone());
         let ages_at = (!self.max_age.is_zero())
             .then(|| std::time::Instant::now() + self.max_age.mul_f64(rand::random_range(AGES)));
         let stream =
-            Arc::new(Stream::new(connection_id, routing, window_size, wants_task, ages_at));
+            Arc::new(Stream::new(connection_id, routing, window_size, wants_task, slots, ages_at));
         stream.deliver(first);
+        self.errands.opened(&stream);
         let mut inner = self.inner();
         inner.index(&stream, &codebases);
         inner.by_worker.entry(worker_id).or_default().push(connection_id);
@@ -124,6 +130,7 @@ impl Hub {
         drop(inner);
         self.departure.notify_one();
         self.narrow.left_by(stream);
+        self.slots_ended(stream);
         true
     }
 
@@ -132,8 +139,11 @@ impl Hub {
     }
 
     /// Tells the streams that a task is for, all or a few of them first, and one of the calls that wait.
+    /// Where a stream with slots takes it, no call is woken for it.
     pub fn announce(&self, task: &Announcement) {
-        self.waiters.wake_one(&task.push.task);
+        if !self.assign(task) {
+            self.waiters.wake_one(&task.push.task);
+        }
         if !self.offer_to_few(task) {
             self.offer_to_all(task);
         }
@@ -141,7 +151,9 @@ impl Hub {
 
     /// The same for a task that was told before: all are told.
     pub(super) fn announce_again(&self, task: &Announcement) {
-        self.waiters.wake_one(&task.push.task);
+        if !self.assign(task) {
+            self.waiters.wake_one(&task.push.task);
+        }
         self.offer_to_all(task);
     }
 
@@ -191,7 +203,7 @@ impl Hub {
         (all, some.cloned().collect())
     }
 
-    fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
+    pub(super) fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
         let inner = self.inner();
         let codebase = &task.push.task.codebase_id;
         if let Some(worker) = &task.push.task.target_worker_id {
@@ -358,11 +370,13 @@ impl Hub {
             return;
         }
         self.metrics.stream_ended(why.code());
+        stream.close_slots();
         stream.mailbox.close(why.frame());
     }
 
     /// Ends all streams, spread evenly over `window`: their workers do not come back all at once.
     pub async fn drain(&self, window: Duration) {
+        self.errands.close();
         let streams = self.streams();
         let begun = Instant::now();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
@@ -454,7 +468,7 @@ impl Inner {
         }
     }
 
-    fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Stream>> {
+    pub(super) fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Stream>> {
         let ids = self.by_worker.get(worker).into_iter().flatten();
         ids.filter_map(|id| self.streams.get(id).cloned()).collect()
     }

@@ -27,6 +27,8 @@ pub struct Hints {
     pub all_codebases: bool,
     pub cancels: HashSet<TaskId>,
     pub workers: HashSet<WorkerId>,
+    /// Tasks of workers with slots, of which some may be free. What is lost is found by the next look.
+    pub slots: HashSet<(WorkerId, TaskId)>,
     /// After a loss: every stream's presence, routing and backlog.
     pub everything: bool,
 }
@@ -39,6 +41,7 @@ enum Hint<'a> {
     AllCodebases,
     Cancel(TaskId),
     Worker(WorkerId),
+    Slots(Vec<(WorkerId, TaskId)>),
     Canary(&'a str),
 }
 
@@ -79,12 +82,13 @@ impl Inbox {
             Hint::Worker(id) => {
                 hints.workers.insert(id);
             }
+            Hint::Slots(pairs) => hints.slots.extend(pairs),
             Hint::Canary(_) => {}
         });
         Merged::Hint
     }
 
-    /// Adds tasks that the sweep found.
+    /// Adds tasks that the sweep found, or that were offered in vain.
     pub fn add_tasks(&self, ids: impl IntoIterator<Item = TaskId>) {
         self.put(|hints| hints.tasks.extend(ids));
     }
@@ -140,6 +144,9 @@ impl Hints {
             self.workers = HashSet::new();
             self.everything = true;
         }
+        if self.slots.len() > OTHERS_MAX {
+            self.slots = HashSet::new();
+        }
     }
 }
 
@@ -157,6 +164,12 @@ fn read(payload: &str) -> Option<Hint<'_>> {
             .map(Hint::Codebases),
         "cancel" => task(rest).map(Hint::Cancel),
         "worker" => WorkerId::parse(rest).ok().map(Hint::Worker),
+        "slots" => {
+            let words: Vec<_> = rest.split(' ').collect();
+            let pair =
+                |pair: &[&str]| Some((WorkerId::parse(pair.first()?).ok()?, task(pair.get(1)?)?));
+            words.chunks(2).map(pair).collect::<Option<_>>().map(Hint::Slots)
+        }
         "canary" => Some(Hint::Canary(rest)),
         _ => None,
     }
@@ -175,11 +188,13 @@ mod tests {
         assert_eq!(inbox.merge(&format!("tasks {a} {b}")), Merged::Hint);
         assert_eq!(inbox.merge(&format!("tasks {a}")), Merged::Hint);
         assert_eq!(inbox.merge("worker w-1"), Merged::Hint);
+        assert_eq!(inbox.merge(&format!("slots w-1 {a} w-2 {b}")), Merged::Hint);
+        assert_eq!(inbox.merge(&format!("slots w-1 {a} w-2")), Merged::Unreadable);
         assert_eq!(inbox.merge("canary x 1"), Merged::Canary("x 1"));
         assert_eq!(inbox.merge("tasks nonsense"), Merged::Unreadable);
         let hints = inbox.take().await;
         assert_eq!(hints.tasks, [a, b].into());
-        assert_eq!(hints.workers.len(), 1);
+        assert_eq!((hints.workers.len(), hints.slots.len()), (1, 2));
     }
 
     #[tokio::test]
@@ -197,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn nor_one_that_looks_like_ours(word in "tasks|codebases|cancel|worker|canary", rest in ".{0,99}") {
+        fn nor_one_that_looks_like_ours(word in "tasks|codebases|cancel|worker|slots|canary", rest in ".{0,99}") {
             Inbox::default().merge(&format!("{word} {rest}"));
         }
     }

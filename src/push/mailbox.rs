@@ -45,6 +45,36 @@ impl Mailbox {
         true
     }
 
+    /// Puts one frame in, and says which of all frames it is. `None`: no room, or closed.
+    pub fn put_one(&self, frame: Bytes) -> Option<u64> {
+        let mut state = self.lock();
+        if state.is_closed || state.bytes + frame.len() > MAILBOX_BYTES_MAX {
+            state.has_refused = true;
+            return None;
+        }
+        let number = state.taken + state.frames.len() as u64;
+        state.bytes += frame.len();
+        state.frames.push_back(frame);
+        drop(state);
+        self.taker.wake();
+        Some(number)
+    }
+
+    /// Takes nothing more in.
+    pub fn shut(&self) {
+        self.lock().is_closed = true;
+    }
+
+    /// Whether it takes nothing more in.
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// How many frames were taken so far.
+    pub fn taken(&self) -> u64 {
+        self.lock().taken
+    }
+
     /// Puts the last frame in, room or not, and ends the stream after it.
     pub fn close(&self, last: Bytes) {
         let mut state = self.lock();

@@ -7,12 +7,17 @@
 //! a worker may not have read, [`fanout`] offers tasks to few workers first, [`age`] and [`stuck`] end streams, [`presence`] keeps their rows. Besides streams there are
 //! [`waiters`], calls that wait for a task to claim, and who follows one task: [`watch`].
 //!
+//! A worker with [`slots`] hears of nothing: what is for it is claimed and pushed by [`assign`], and [`held`]
+//! compares what it holds with Postgres.
+//!
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
 pub mod age;
+pub mod assign;
 mod attention;
 pub mod fanout;
 pub mod frames;
+pub mod held;
 pub mod hub;
 pub mod inbox;
 pub mod listener;
@@ -21,6 +26,8 @@ mod narrow;
 pub mod presence;
 pub mod router;
 pub mod settle;
+mod slot_stream;
+mod slots;
 pub mod stream;
 pub mod stuck;
 pub mod sweep;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frames::{self, End};
+use super::held;
 use super::hub::Hub;
 use super::inbox::{Hints, Inbox};
 use super::stream::{Announcement, Refill, Stream};
@@ -81,6 +82,9 @@ impl Router {
                 self.tell_cancelled(ids, &[]).await?;
             }
         }
+        if !hints.slots.is_empty() {
+            held::check(&self.store, &self.hub, hints.slots, true).await?;
+        }
         self.announce(hints.tasks.into_iter().collect()).await
     }
 
@@ -133,12 +137,15 @@ impl Router {
         tasks: &[TaskId],
         workers: &[WorkerId],
     ) -> Result<(), StoreError> {
+        let mut told = HashSet::new();
         for cancellation in self.store.push_cancelled(tasks, workers).await? {
             if let Ok(owner) = WorkerId::parse(&cancellation.worker_id) {
                 self.hub.deliver(&owner, &frames::cancelled(&cancellation));
+                told.insert((owner, cancellation.task_id));
             }
         }
-        Ok(())
+        // A claim that was ended for its worker has left its slot.
+        held::check(&self.store, &self.hub, told, false).await
     }
 
     /// Looks after streams that want it, until shutdown: new ones, ones with room for more, and all
@@ -160,8 +167,11 @@ impl Router {
 
     async fn attend_to(&self, streams: &[(Arc<Stream>, bool)]) -> Result<(), StoreError> {
         self.review(streams).await?;
+        let (with_slots, others): (Vec<_>, Vec<_>) =
+            streams.iter().map(|(stream, _)| stream).partition(|stream| stream.has_slots);
+        self.fill(with_slots).await?;
         let mut by_routing: HashMap<_, Vec<_>> = HashMap::new();
-        for (stream, _) in streams {
+        for stream in others {
             let Routing { codebases, capabilities, .. } = stream.routing();
             by_routing.entry((codebases, capabilities)).or_default().push(stream);
         }
@@ -182,6 +192,16 @@ impl Router {
             self.refill_each(streams).await?;
         }
         Ok(())
+    }
+
+    /// Has the slots of streams filled. First it must be known what their workers hold.
+    async fn fill(&self, streams: Vec<&Arc<Stream>>) -> Result<(), StoreError> {
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            streams.into_iter().cloned().partition(|stream| stream.is_known());
+        for stream in &known {
+            self.hub.fill(stream);
+        }
+        held::look(&self.store, &self.hub, &unknown).await
     }
 
     /// Reads one backlog for all streams of a group, which are routed alike, and makes its frames once.
@@ -261,14 +281,21 @@ impl Router {
                     continue;
                 }
                 Some(_) => {}
-                None => absent.push((stream.worker_id.clone(), stream.connection_id)),
+                None => absent.push(stream),
             }
             self.hub.reroute(stream, &routing);
         }
         if !absent.is_empty() {
-            self.store.stream_restore(self.replica, &absent).await?;
+            let slots =
+                |stream: &Stream| stream.slots().and_then(|count| i32::try_from(count).ok());
+            let rows: Vec<_> = absent
+                .iter()
+                .map(|stream| (stream.worker_id.clone(), stream.connection_id, slots(stream)))
+                .collect();
+            self.store.stream_restore(self.replica, &rows).await?;
             // A stream that ended meanwhile found no row to end.
-            self.hub.depart(absent);
+            let ids = rows.into_iter().map(|(worker, connection, _)| (worker, connection));
+            self.hub.depart(ids.collect());
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! One open stream: what its worker was told of, and what waits for it in Postgres.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use bytes::Bytes;
 
 use super::frames::{self, TaskFrames};
 use super::mailbox::Mailbox;
+use super::slots::Slots;
 use super::unread::on_the_way;
 use super::window::{Offered, Verdict, Window};
 use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
@@ -58,16 +60,22 @@ pub struct Stream {
     pub mailbox: Mailbox,
     /// `?events=task_available` leaves the `task` events out.
     wants_task: bool,
+    /// Its worker does not claim: tasks are claimed for it.
+    pub has_slots: bool,
+    /// Frames of the mailbox that have left, as far as that is known.
+    pub(super) frames_left: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct State {
-    routing: Routing,
-    window: Window,
-    waiting: Waiting,
+pub(super) struct State {
+    pub(super) routing: Routing,
+    pub(super) window: Window,
+    pub(super) waiting: Waiting,
+    /// With slots: what its worker holds.
+    pub(super) slots: Option<Box<Slots>>,
     /// Nothing more is announced: it is about to end.
-    is_retiring: bool,
+    pub(super) is_retiring: bool,
     /// When it is old enough to end.
     ages_at: Option<Instant>,
     /// Since when its worker has held no claim, as far as Postgres was asked.
@@ -82,11 +90,11 @@ struct State {
 
 /// What is held back: it stays in Postgres, and is read from there when there is room.
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Grows with each task that is held back.
-    held_back: u64,
+    pub(super) held_back: u64,
     /// `held_back` as it was when the backlog was last read to its end.
-    settled: u64,
+    pub(super) settled: u64,
     /// The highest priority of what is held back. A new task that matters no more waits behind it,
     /// or arrivals would starve the backlog.
     behind: Option<i32>,
@@ -95,13 +103,13 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn hold(&mut self, priority: Option<i32>) {
+    pub(super) fn hold(&mut self, priority: Option<i32>) {
         self.held_back += 1;
         self.behind = self.behind.max(priority);
         self.behind_next = self.behind_next.max(priority);
     }
 
-    fn is_any(&self) -> bool {
+    pub(super) fn is_any(&self) -> bool {
         self.held_back > self.settled
     }
 
@@ -171,6 +179,7 @@ impl Stream {
         routing: Routing,
         window_size: usize,
         wants_task: bool,
+        slots: Option<usize>,
         ages_at: Option<Instant>,
     ) -> Self {
         let waiting =
@@ -180,10 +189,13 @@ impl Stream {
             worker_id: routing.worker_id.clone(),
             mailbox: Mailbox::default(),
             wants_task,
+            has_slots: slots.is_some(),
+            frames_left: AtomicU64::new(0),
             state: Mutex::new(State {
                 routing,
                 window: Window::new(window_size),
                 waiting,
+                slots: slots.map(|size| Box::new(Slots::new(size))),
                 is_retiring: false,
                 ages_at,
                 rests_since: None,
@@ -194,7 +206,7 @@ impl Stream {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -205,7 +217,8 @@ impl Stream {
 
     fn offer_from(&self, from: From, task: &Announcement, now: Instant) -> Offer {
         let mut state = self.state();
-        if !state.routing.matches(task.push.task.routing()) {
+        // Tasks are claimed for a worker with slots, and it is told of nothing else.
+        if self.has_slots || !state.routing.matches(task.push.task.routing()) {
             return Offer::Passed;
         }
         let frames = [&task.frames.available, &task.frames.task];
@@ -336,6 +349,9 @@ impl Stream {
     /// Whether more waits in Postgres, and there is room for it.
     pub(super) fn wants_more(&self) -> bool {
         let state = self.state();
+        if self.has_slots {
+            return state.can_fill();
+        }
         state.waiting.is_any() && state.window.has_room()
     }
 
@@ -363,7 +379,9 @@ impl Stream {
             _ if holds => state.rests_since = None,
             None => state.rests_since = Some(at),
             Some(since) if at.saturating_duration_since(since) >= RESTS_FOR => {
-                state.window.prove_until(at.checked_sub(RESTS_FOR).unwrap_or(since));
+                let until = at.checked_sub(RESTS_FOR).unwrap_or(since);
+                state.window.prove_until(until);
+                state.rest(until);
             }
             Some(_) => {}
         }
@@ -400,7 +418,7 @@ impl Stream {
         } else {
             repeats.clone()
         };
-        let waits_for_proof = state.window.waits_for_proof();
+        let waits_for_proof = state.window.waits_for_proof() || state.slots_wait_for_proof();
         if !waits_for_proof && state.ages_at.is_none_or(|at| at > now) {
             state.rests_since = None;
         }

@@ -91,6 +91,18 @@ impl Unread {
         is_news
     }
 
+    /// The worker has read all that was sent.
+    pub fn prove_all(&mut self) {
+        self.read = self.sent;
+    }
+
+    /// Bytes of announcements that may be sent.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        let announced = UNREAD_BYTES_MAX.saturating_sub(self.tasks());
+        announced.min(ALL_BYTES_MAX.saturating_sub(self.all()))
+    }
+
     /// Whether the worker is known to have read up to there.
     #[must_use]
     pub fn is_read(&self, mark: Mark) -> bool {

@@ -181,6 +181,27 @@ impl Window {
         );
     }
 
+    /// Notes a task that was pushed without being announced, and where it stands in the stream.
+    pub fn note_pushed(&mut self, bytes: u64) -> Mark {
+        self.unread.announced(bytes, None)
+    }
+
+    /// Bytes of tasks that may be pushed until the worker has read more.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.unread.room_bytes()
+    }
+
+    /// The worker acted on a task that stands there.
+    pub fn prove_mark(&mut self, mark: Mark) {
+        self.unread.prove(mark);
+    }
+
+    /// The worker has read everything.
+    pub fn prove_all(&mut self) {
+        self.unread.prove_all();
+    }
+
     /// Notes bytes that announce nothing.
     pub fn note_other(&mut self, bytes: u64) {
         self.unread.sent_other(bytes);

@@ -18,6 +18,7 @@ mod maintenance;
 pub mod migrate;
 mod nexts;
 mod pushes;
+mod slots;
 mod streams;
 mod tasks;
 mod workers;
@@ -38,6 +39,7 @@ pub use listening::Listening;
 pub use maintenance::Reaped;
 pub use nexts::{Next, NextAsk};
 pub use pushes::{Cancellation, PushTask, Ready, Still};
+pub use slots::{FreedAsk, HeldClaim};
 pub use streams::{Opened, Review, StreamAsk};
 pub use tasks::{Attempt, Create, CreateAsk, TaskFilter, TaskSummary, TaskView};
 pub use workers::{Held, Registration, SeenWorker, Unregistered, WorkerClaims, WorkerState};
@@ -83,6 +85,7 @@ struct Inner {
     heartbeat: Group<heartbeats::HeartbeatBatch>,
     finish: Group<finishes::FinishBatch>,
     open: Group<streams::OpenBatch>,
+    freed: Group<slots::FreedBatch>,
 }
 
 /// Reads a `DATABASE_URL`. The error names no password.
@@ -111,6 +114,7 @@ impl Store {
             }),
             finish: Group::start(finishes::FinishBatch { link: link.clone() }),
             open: Group::start(streams::OpenBatch { link: link.clone() }),
+            freed: Group::start(slots::FreedBatch { link: link.clone() }),
             listen: link::bare(listen).application_name("taskwire listener"),
             link,
             times,

@@ -24,6 +24,8 @@ pub struct StreamAsk {
     pub capabilities: Option<Vec<String>>,
     pub connection_id: ConnectionId,
     pub replica_id: ReplicaId,
+    /// `None`: the worker claims by itself.
+    pub slots: Option<i32>,
 }
 
 /// What became of a connect.
@@ -88,14 +90,17 @@ impl Store {
     pub async fn stream_restore(
         &self,
         replica: ReplicaId,
-        streams: &[(WorkerId, ConnectionId)],
+        streams: &[(WorkerId, ConnectionId, Option<i32>)],
     ) -> Result<(), StoreError> {
-        let (workers, connections) = columns(streams);
+        let workers: Vec<_> = streams.iter().map(|(worker, ..)| worker.as_str()).collect();
+        let connections: Vec<_> = streams.iter().map(|(_, connection, _)| connection.0).collect();
+        let slots: Vec<_> = streams.iter().map(|(.., slots)| *slots).collect();
         sqlx::query_file!(
             "src/store/sql/stream_restore.sql",
             &workers as &[&str],
             &connections,
-            replica.0
+            replica.0,
+            &slots as &[Option<i32>]
         )
         .execute(self.link())
         .await?;
@@ -173,6 +178,7 @@ impl Batch for OpenBatch {
         let codebases: Vec<_> = ops.iter().map(|op| join(&op.codebases)).collect();
         let capabilities: Vec<_> = ops.iter().map(|op| join(&op.capabilities)).collect();
         let connections: Vec<_> = ops.iter().map(|op| op.connection_id.0).collect();
+        let slots: Vec<_> = ops.iter().map(|op| op.slots).collect();
         let Some(replica) = ops.first().map(|op| op.replica_id) else {
             return Ok(Vec::new());
         };
@@ -184,6 +190,7 @@ impl Batch for OpenBatch {
             &capabilities as &[Option<String>],
             &connections,
             replica.0,
+            &slots as &[Option<i32>],
         )
         .fetch_all(&self.link)
         .await?;

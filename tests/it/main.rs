@@ -36,6 +36,7 @@ mod raw_sockets;
 mod readme;
 mod routing;
 mod schema;
+mod slots;
 mod sockets;
 mod stalls;
 mod startup;

@@ -242,7 +242,7 @@ pub const STATEMENTS: &[Statement] = &[
         "one known",
         22,
         1,
-        "'{worker-1}', '{null}', '{null}', '{null}', plans.ids(1, 1), plans.id(1)",
+        "'{worker-1}', '{null}', '{null}', '{null}', plans.ids(1, 1), plans.id(1), '{null}'",
     ),
     // Looks for each worker among those of its batch.
     of(
@@ -252,7 +252,7 @@ pub const STATEMENTS: &[Statement] = &[
         4_096,
         "plans.workers(1, 64, 2000), array_fill(null::text, '{64}'), \
          array_fill('codebase-9'::text, '{64}'), array_fill(null::text, '{64}'), \
-         plans.ids(1, 64), plans.id(1)",
+         plans.ids(1, 64), plans.id(1), array_fill(9, '{64}')",
     ),
     of("stream_close", "500", 8_936, 500, "plans.workers(1, 500, 2000), plans.ids(1, 500)"),
     of("stream_review", "8", 55, 0, "plans.workers(1, 8, 2000)"),
@@ -263,8 +263,19 @@ pub const STATEMENTS: &[Statement] = &[
         "500",
         8_609,
         500,
-        "plans.workers(1400, 500, 2000), plans.ids(1400, 500), plans.id(1)",
+        "plans.workers(1400, 500, 2000), plans.ids(1400, 500), plans.id(1), array_fill(9, '{500}')",
     ),
+    of("slots_held", "500 workers", 2_000, 500, "plans.workers(1000, 500, 2000), 4000"),
+    of("slots_check", "500", 2_100, 500, "plans.owners(1100001, 500), plans.ids(1100001, 500)"),
+    of("slots_tasks", "40 that others hold", 171, 40, "'worker-1014', plans.ids(1100001, 40)"),
+    of(
+        "slots_freed",
+        "256",
+        600,
+        256,
+        "plans.workers(1, 256, 2000), plans.ids(1, 256), plans.id(1)",
+    ),
+    of("slots_elsewhere", "one", 4, 1, "plans.workers(1, 1, 2000), plans.ids(9, 1)"),
     of("replica_heartbeat", "one", 6, 3, "plans.id(1), '127.0.0.1:1', '0.1.0', 15"),
     of("replica_leave", "nobody", 18, 3, "null, 15"),
     of("replica_leave", "one with 500 streams", 3_861, 2_000, "plans.id(1), 15"),
