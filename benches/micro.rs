@@ -130,7 +130,8 @@ impl Crowd {
         let stream = |n: usize| {
             let routing = routing(n, vec![codebase(n % codebases)]);
             let first = bytes::Bytes::from_static(b"event: connected\ndata: {}\n\n");
-            let stream = hub.subscribe(ConnectionId::generate(), routing, WINDOW_SIZE, true, first);
+            let stream =
+                hub.subscribe(ConnectionId::generate(), routing, WINDOW_SIZE, true, None, first);
             stream.refill(stream.refill_begin(), &[], true);
             stream
         };
@@ -217,7 +218,7 @@ mod streams {
         let routing = routing(1_000_000, (0..10).map(codebase).collect());
         bencher.bench_local(|| {
             let (id, first) = (ConnectionId::generate(), bytes::Bytes::new());
-            let stream = crowd.hub.subscribe(id, routing.clone(), WINDOW_SIZE, true, first);
+            let stream = crowd.hub.subscribe(id, routing.clone(), WINDOW_SIZE, true, None, first);
             crowd.hub.unsubscribe(&stream)
         });
     }
