@@ -1,0 +1,163 @@
+//! `taskwire bench`: what this server does, beside what Postgres and sockets do without it.
+//!
+//! Each measurement starts replicas of this very program as processes of their own, on a database of its
+//! own, and takes its floor in the same rounds as its figure. The load comes from one thread, so that most
+//! of the machine is left to what is measured. Everything speaks over loopback, is bounded in size and time,
+//! and ends with this process.
+//!
+//! Nothing else in the server knows of this folder.
+
+#![expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+
+mod claims;
+mod client;
+mod creates;
+mod figures;
+mod floors;
+mod ground;
+mod load;
+mod machine;
+mod minimal;
+mod pgbench;
+mod push;
+mod replicas;
+mod report;
+mod schedule;
+mod sse;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use ground::Ground;
+use report::Report;
+
+/// An error that ends the benchmark.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What can be measured, in the order of `all`.
+pub const MEASUREMENTS: [&str; 3] = ["push", "creates", "claims"];
+/// A measurement that takes longer than this hangs.
+const MEASUREMENT_DEADLINE: Duration = Duration::from_hours(2);
+
+/// How to measure. `None`: what suits the measurement.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Names of [`MEASUREMENTS`].
+    pub measurements: Vec<String>,
+    /// Where the JSON goes.
+    pub json: Option<PathBuf>,
+    /// How long each figure is measured in each round.
+    pub seconds: Option<f64>,
+    /// Figures are the medians of so many rounds.
+    pub rounds: Option<usize>,
+    /// Sizes that only show that it works.
+    pub quick: bool,
+}
+
+/// What every measurement is asked with.
+struct Asked<'a> {
+    ground: &'a Ground,
+    seconds: f64,
+    rounds: usize,
+}
+
+/// Measures, prints the table, and writes the JSON.
+pub async fn run(
+    config: &Config,
+    options: &Options,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    raise_file_limit();
+    let ground = Ground::prepare(config).await?;
+    let measured = tokio::select! {
+        measured = measure(&ground, options) => measured,
+        () = stop => Err("stopped".into()),
+    };
+    // The processes of a measurement that broke off are gone with it; now what they stood on.
+    ground.close().await;
+    measured
+}
+
+async fn measure(ground: &Ground, options: &Options) -> Result<(), Failure> {
+    let asked = Asked {
+        ground,
+        seconds: options.seconds.unwrap_or(if options.quick { 0.3 } else { 5.0 }),
+        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }),
+    };
+    let mut report = Report {
+        postgres: ground.version.clone(),
+        pgbench: ground.pgbench.as_ref().map(|pgbench| pgbench.version.clone()),
+        settings: json!({
+            "measurements": options.measurements,
+            "seconds": asked.seconds,
+            "rounds": asked.rounds,
+            "quick": options.quick,
+        }),
+        ..Report::default()
+    };
+    let mut result = Ok(());
+    for name in &options.measurements {
+        let measuring = async {
+            match name.as_str() {
+                "push" => push::run(&asked, &mut report).await,
+                "creates" => creates::run(&asked, &mut report).await,
+                "claims" => claims::run(&asked, &mut report).await,
+                _ => Err("there is no such measurement".into()),
+            }
+        };
+        let measured = timeout(MEASUREMENT_DEADLINE, measuring).await;
+        let measured = measured.unwrap_or_else(|_| Err("it did not end in time".into()));
+        if let Err(error) = measured {
+            result = Err(format!("{name}: {error}").into());
+            break;
+        }
+    }
+    // Also after a failure: what was measured before it took its time.
+    print(&report.table());
+    if let Some(path) = &options.json {
+        fs::write(path, serde_json::to_string_pretty(&report.json())?)?;
+    }
+    result
+}
+
+/// The hidden server for the floors of HTTP.
+pub async fn minimal() -> std::io::Result<()> {
+    raise_file_limit();
+    minimal::serve().await
+}
+
+/// Ends this process when whoever started it closes its standard input, as its end does.
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+}
+
+/// Thousands of sockets are as many files.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if setrlimit(Resource::Nofile, raised).is_err() {
+        say("the limit of open files could not be raised");
+    }
+}
+
+/// Where it is, for whoever waits. Not among the results.
+#[expect(clippy::print_stderr, reason = "the progress of a program for people")]
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+fn print(text: &str) {
+    // Nobody may be there to read it.
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
