@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Failure;
-use super::client::Connection;
+use super::client::{Connection, post, post_into, text_after};
 use super::figures::Latencies;
 
 /// How much longer than it should a run may take.
@@ -58,9 +58,15 @@ where
                 connection.call(&request).await?.expect(status)?;
                 latencies.push(sent.elapsed());
             }
-            Ok::<_, io::Error>((begun, Instant::now(), latencies))
+            Ok((begun, Instant::now(), latencies))
         });
     }
+    collect(running, length).await
+}
+
+type Ended = io::Result<(Instant, Instant, Vec<Duration>)>;
+
+async fn collect(mut running: JoinSet<Ended>, length: Duration) -> Result<Done, Failure> {
     let collect = async {
         let (mut span, mut all) = (None, Vec::new());
         while let Some(ended) = running.join_next().await {
@@ -84,4 +90,35 @@ pub(super) fn repeat(request: &[u8]) -> impl FnMut(&mut Vec<u8>) -> bool + Send 
         }
         true
     }
+}
+
+/// Create, claim, complete, and again, over so many connections; no streams. A call is a whole life.
+pub(super) async fn lives(
+    address: SocketAddr,
+    connections: usize,
+    length: Duration,
+) -> Result<Done, Failure> {
+    let create = post("/v1/tasks", r#"{"title":"bench","codebase_id":"bench"}"#);
+    let mut running = JoinSet::new();
+    for _ in 0..connections {
+        let create = create.clone();
+        running.spawn(async move {
+            let mut connection = Connection::open(address).await?;
+            let (begun, mut request, mut latencies) = (Instant::now(), Vec::new(), Vec::new());
+            while begun.elapsed() < length {
+                let sent = Instant::now();
+                let answer = connection.call(&create).await?;
+                answer.expect(201)?;
+                let id = text_after(answer.body, r#""id":""#).unwrap_or_default().to_owned();
+                for verb in ["claim", "complete"] {
+                    let path = format!("/v1/tasks/{id}/{verb}");
+                    post_into(&mut request, &path, r#"{"worker_id":"bench-worker"}"#);
+                    connection.call(&request).await?.expect(200)?;
+                }
+                latencies.push(sent.elapsed());
+            }
+            Ok((begun, Instant::now(), latencies))
+        });
+    }
+    collect(running, length).await
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,7 @@ pub(super) async fn serve() -> io::Result<()> {
         .route("/hello", post(hello))
         .route("/stream", get(open))
         .route("/frame", post(send))
+        .route("/frames/{count}", post(send_many))
         .with_state(frames);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     super::print(&format!("serves on http://{}", listener.local_addr()?));
@@ -68,4 +69,11 @@ async fn open(State(frames): State<Frames>) -> Response {
 /// Sends the body to every stream.
 async fn send(State(frames): State<Frames>, body: Bytes) {
     let _ = frames.send(body);
+}
+
+/// Sends the body so many times.
+async fn send_many(State(frames): State<Frames>, Path(count): Path<usize>, body: Bytes) {
+    for _ in 0..count.min(BEHIND_MAX) {
+        let _ = frames.send(body.clone());
+    }
 }

@@ -9,48 +9,65 @@
 
 #![expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
 
+mod activity;
 mod claims;
 mod client;
 mod creates;
+mod drain;
+mod fanout;
 mod figures;
 mod floors;
 mod ground;
+mod growth;
+mod herd;
+mod life;
 mod load;
 mod machine;
+mod memory;
 mod minimal;
+mod peers_row;
 mod pgbench;
 mod push;
 mod replicas;
 mod report;
 mod schedule;
+mod sizes;
 mod sse;
+mod streams;
+mod workers;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::config::Config;
 use ground::Ground;
 use report::Report;
+pub use sizes::Sizes;
 
 /// An error that ends the benchmark.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What can be measured, in the order of `all`.
-pub const MEASUREMENTS: [&str; 3] = ["push", "creates", "claims"];
+pub const MEASUREMENTS: [&str; 8] =
+    ["push", "creates", "claims", "life", "fanout", "memory", "growth", "herd"];
+/// Besides, and not in `all`: the row of this server in the table of peers.
+pub const PEERS_ROW: &str = peers_row::NAME;
+/// What a row says whose feature the server does not have.
+const NOT_IN_THIS_BUILD: &str = "not in this build";
 /// A measurement that takes longer than this hangs.
 const MEASUREMENT_DEADLINE: Duration = Duration::from_hours(2);
 
 /// How to measure. `None`: what suits the measurement.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Names of [`MEASUREMENTS`].
+    /// Names of [`MEASUREMENTS`], or [`PEERS_ROW`].
     pub measurements: Vec<String>,
-    /// Where the JSON goes.
+    /// Where the JSON goes; `-`: to standard output, in place of the table.
     pub json: Option<PathBuf>,
     /// How long each figure is measured in each round.
     pub seconds: Option<f64>,
@@ -58,6 +75,8 @@ pub struct Options {
     pub rounds: Option<usize>,
     /// Sizes that only show that it works.
     pub quick: bool,
+    /// How much of everything.
+    pub sizes: Sizes,
 }
 
 /// What every measurement is asked with.
@@ -65,6 +84,7 @@ struct Asked<'a> {
     ground: &'a Ground,
     seconds: f64,
     rounds: usize,
+    sizes: Sizes,
 }
 
 /// Measures, prints the table, and writes the JSON.
@@ -88,8 +108,13 @@ async fn measure(ground: &Ground, options: &Options) -> Result<(), Failure> {
     let asked = Asked {
         ground,
         seconds: options.seconds.unwrap_or(if options.quick { 0.3 } else { 5.0 }),
-        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }),
+        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }).max(1),
+        sizes: options.sizes,
     };
+    if options.measurements.iter().any(|name| name == PEERS_ROW) {
+        let row = peers_row::run(&asked).await?;
+        return write_json(options.json.as_deref().unwrap_or(Path::new("-")), &row);
+    }
     let mut report = Report {
         postgres: ground.version.clone(),
         pgbench: ground.pgbench.as_ref().map(|pgbench| pgbench.version.clone()),
@@ -98,6 +123,7 @@ async fn measure(ground: &Ground, options: &Options) -> Result<(), Failure> {
             "seconds": asked.seconds,
             "rounds": asked.rounds,
             "quick": options.quick,
+            "sizes": asked.sizes,
         }),
         ..Report::default()
     };
@@ -108,6 +134,11 @@ async fn measure(ground: &Ground, options: &Options) -> Result<(), Failure> {
                 "push" => push::run(&asked, &mut report).await,
                 "creates" => creates::run(&asked, &mut report).await,
                 "claims" => claims::run(&asked, &mut report).await,
+                "life" => life::run(&asked, &mut report).await,
+                "fanout" => fanout::run(&asked, &mut report).await,
+                "memory" => memory::run(&asked, &mut report).await,
+                "growth" => growth::run(&asked, &mut report).await,
+                "herd" => herd::run(&asked, &mut report).await,
                 _ => Err("there is no such measurement".into()),
             }
         };
@@ -119,11 +150,22 @@ async fn measure(ground: &Ground, options: &Options) -> Result<(), Failure> {
         }
     }
     // Also after a failure: what was measured before it took its time.
-    print(&report.table());
+    if options.json.as_deref() != Some(Path::new("-")) {
+        print(&report.table());
+    }
     if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_string_pretty(&report.json())?)?;
+        write_json(path, &report.json())?;
     }
     result
+}
+
+fn write_json(path: &Path, json: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(json)?;
+    if path == Path::new("-") {
+        print(&text);
+        return Ok(());
+    }
+    Ok(fs::write(path, text + "\n")?)
 }
 
 /// The hidden server for the floors of HTTP.

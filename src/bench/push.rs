@@ -37,7 +37,7 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
         let heard = floors.notify(&mut Schedule::new(PER_SECOND, asked.seconds)).await?;
         floor[0].push(heard.p50_ms());
         floor[1].push(heard.p99_ms());
-        let heard = pushes(&servers[0], &servers[1], asked.seconds).await?;
+        let Wait { heard, .. } = pushes(&servers[0], &servers[1], asked.seconds).await?;
         count += heard.len();
         ours[0].push(heard.p50_ms());
         ours[1].push(heard.p99_ms());
@@ -61,8 +61,17 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
     Ok(())
 }
 
-/// Creates tasks on one replica, and reads of them on the other.
-pub(super) async fn pushes(from: &Server, to: &Server, seconds: f64) -> Result<Latencies, Failure> {
+/// How long tasks waited.
+#[derive(Debug)]
+pub(super) struct Wait {
+    /// From the POST sent until the worker read of it.
+    pub(super) heard: Latencies,
+    /// And until its claim was answered: it could begin.
+    pub(super) claimed: Latencies,
+}
+
+/// Creates tasks on one replica; a worker reads of each on the other, claims it and completes it.
+pub(super) async fn pushes(from: &Server, to: &Server, seconds: f64) -> Result<Wait, Failure> {
     let path = "/v1/worker/tasks/stream?worker_id=bench-listener&codebases=bench";
     let mut stream = Stream::open(to.address, path).await?;
     let mut worker = Connection::open(to.address).await?;
@@ -87,7 +96,7 @@ pub(super) async fn pushes(from: &Server, to: &Server, seconds: f64) -> Result<L
         }
         Ok::<_, io::Error>(())
     });
-    let mut latencies = Vec::new();
+    let (mut heard, mut claimed) = (Vec::new(), Vec::new());
     let mut schedule = Schedule::new(PER_SECOND, seconds);
     let mut number: usize = 0;
     let result = async {
@@ -107,10 +116,11 @@ pub(super) async fn pushes(from: &Server, to: &Server, seconds: f64) -> Result<L
             if memchr::memmem::find(&data, title.as_bytes()).is_none() {
                 return Err("an announcement of another task came".into());
             }
-            latencies.push(at.duration_since(sent));
+            heard.push(at.duration_since(sent));
             let id = super::client::text_after(&data, r#""task_id":""#).unwrap_or_default();
             let claim = post(&format!("/v1/tasks/{id}/claim"), r#"{"worker_id":"bench-listener"}"#);
             worker.call(&claim).await?.expect(200)?;
+            claimed.push(sent.elapsed());
             let end =
                 post(&format!("/v1/tasks/{id}/complete"), r#"{"worker_id":"bench-listener"}"#);
             worker.call(&end).await?.expect(200)?;
@@ -121,7 +131,7 @@ pub(super) async fn pushes(from: &Server, to: &Server, seconds: f64) -> Result<L
     ends.store(true, Ordering::Relaxed);
     reading.abort();
     result?;
-    Ok(Latencies::new(latencies))
+    Ok(Wait { heard: Latencies::new(heard), claimed: Latencies::new(claimed) })
 }
 
 /// Later than this the sender was held up.

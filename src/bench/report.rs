@@ -117,10 +117,6 @@ impl Row {
         self.note = Some(note.into());
         self
     }
-
-    pub(super) fn value(&self) -> Option<f64> {
-        self.value
-    }
 }
 
 /// Everything of one run.

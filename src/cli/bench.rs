@@ -4,11 +4,11 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::serve::Signals;
 use super::{Fatal, serve};
-use crate::bench::{self, MEASUREMENTS, Options};
+use crate::bench::{self, MEASUREMENTS, Options, PEERS_ROW, Sizes};
 use crate::config::Config;
 
 pub(super) fn command() -> Command {
-    let names = MEASUREMENTS.into_iter().chain(["all"]);
+    let names = MEASUREMENTS.into_iter().chain(["all", PEERS_ROW]);
     let option = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
@@ -22,7 +22,10 @@ pub(super) fn command() -> Command {
                 .help("what to measure"),
         )
         .args([
-            option("json", "FILE", "write the results there, too").value_parser(value_parser!(std::path::PathBuf)),
+            option("json", "FILE", "write the results there, too; without a name, print nothing else")
+                .num_args(0..=1)
+                .default_missing_value("-")
+                .value_parser(value_parser!(std::path::PathBuf)),
             option("seconds", "SECONDS", "how long each figure is measured in each round")
                 .value_parser(value_parser!(f64)),
             option("rounds", "COUNT", "figures are the medians of so many rounds")
@@ -31,7 +34,15 @@ pub(super) fn command() -> Command {
                 .long("quick")
                 .action(ArgAction::SetTrue)
                 .help("sizes that only show that it works"),
+            Arg::new("full")
+                .long("full")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("quick")
+                .help("growth: 10,000,000 finished and 1,000,000 pending tasks, a session open for 10 minutes"),
         ])
+        .args(Sizes::NAMES.map(|(name, help)| {
+            option(name, "COUNT", help).value_parser(value_parser!(u64).range(1..))
+        }))
         .after_help(
             "Without DATABASE_URL it starts a Postgres of its own in a temporary folder; with it, it \
              makes and drops databases there. Use a release build.",
@@ -45,12 +56,25 @@ pub(super) fn run(config: &Config, matches: &ArgMatches) -> Result<(), Fatal> {
     if measurements.iter().any(|name| name == "all") {
         measurements = MEASUREMENTS.map(str::to_owned).to_vec();
     }
+    let mut sizes = if matches.get_flag("quick") {
+        Sizes::QUICK
+    } else if matches.get_flag("full") {
+        Sizes::FULL
+    } else {
+        Sizes::USUAL
+    };
+    for (name, _) in Sizes::NAMES {
+        if let Some(count) = matches.get_one(name) {
+            sizes.set(name, *count);
+        }
+    }
     let options = Options {
         measurements,
         json: matches.get_one("json").cloned(),
         seconds: matches.get_one("seconds").copied(),
         rounds: matches.get_one("rounds").copied(),
         quick: matches.get_flag("quick"),
+        sizes,
     };
     // One thread: the rest of the machine is for what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
