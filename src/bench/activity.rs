@@ -10,6 +10,9 @@ use super::ground::{Database, text};
 /// A backend tells its counters at most once a second.
 const COUNTERS_LATE: Duration = Duration::from_millis(1_200);
 
+/// What replicas do by themselves is watched for so long.
+const IDLE_WATCH: Duration = Duration::from_secs(4);
+
 /// Counters, or the difference of two readings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Activity {
@@ -31,20 +34,20 @@ struct Idle {
 }
 
 /// Reads the counters, and what goes on when nothing does.
-pub(super) async fn activity(database: &Database) -> Result<Activity, Failure> {
-    sleep(COUNTERS_LATE).await;
-    let before = counters(database).await?;
-    sleep(COUNTERS_LATE).await;
-    let after = counters(database).await?;
-    let seconds = COUNTERS_LATE.as_secs_f64();
+pub(super) async fn quiet(database: &Database) -> Result<Activity, Failure> {
+    let before = settled(database).await?;
+    sleep(IDLE_WATCH).await;
+    let after = settled(database).await?;
+    let seconds = (IDLE_WATCH + COUNTERS_LATE).as_secs_f64();
     let [transactions, rows, log_kib] =
         std::array::from_fn(|place| (after[place] - before[place]) / seconds);
-    Ok(Activity {
-        transactions: after[0],
-        rows: after[1],
-        log_kib: after[2],
-        idle: Idle { transactions, rows, log_kib },
-    })
+    Ok(Activity::of(after, Idle { transactions, rows, log_kib }))
+}
+
+/// Reads the counters once every backend has told its own.
+async fn settled(database: &Database) -> Result<[f64; 3], Failure> {
+    sleep(COUNTERS_LATE).await;
+    counters(database).await
 }
 
 async fn counters(database: &Database) -> Result<[f64; 3], Failure> {
@@ -59,17 +62,25 @@ async fn counters(database: &Database) -> Result<[f64; 3], Failure> {
 }
 
 impl Activity {
-    /// What was done since then, without what goes on anyway.
-    pub(super) fn since(self, before: Self, elapsed: Duration) -> Self {
-        // The readings themselves wait, too.
-        let seconds = (elapsed + COUNTERS_LATE * 2).as_secs_f64();
+    fn of([transactions, rows, log_kib]: [f64; 3], idle: Idle) -> Self {
+        Self { transactions, rows, log_kib, idle }
+    }
+
+    /// What was done since this reading, without what goes on anyway. `elapsed`: since then.
+    pub(super) async fn until_now(
+        self,
+        database: &Database,
+        elapsed: Duration,
+    ) -> Result<Self, Failure> {
+        let now = settled(database).await?;
+        let seconds = (elapsed + COUNTERS_LATE).as_secs_f64();
         let net = |now: f64, then: f64, idle: f64| (now - then - idle * seconds).max(0.0);
-        let idle = before.idle;
-        Self {
-            transactions: net(self.transactions, before.transactions, idle.transactions),
-            rows: net(self.rows, before.rows, idle.rows),
-            log_kib: net(self.log_kib, before.log_kib, idle.log_kib),
-            idle,
-        }
+        let idle = self.idle;
+        let done = [
+            net(now[0], self.transactions, idle.transactions),
+            net(now[1], self.rows, idle.rows),
+            net(now[2], self.log_kib, idle.log_kib),
+        ];
+        Ok(Self::of(done, idle))
     }
 }

@@ -25,7 +25,7 @@ const WINDOW: (&str, &str) = ("WORKER_SSE_WINDOW", "1000");
 /// Streams of each codebase where a task is for few.
 const STREAMS_PER_CODEBASE: usize = 10;
 /// What the minimal server's time may be of ours.
-const TIME_TARGET: f64 = 1.0 / 0.9;
+const TIME_TARGET: f64 = 1.11;
 const PACE_TARGET: f64 = 0.9;
 /// What a task may cost more among ten times as many streams.
 const COST_TARGET: f64 = 1.1;

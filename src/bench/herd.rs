@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::activity::{Activity, activity};
+use super::activity::{Activity, quiet};
 use super::client::{Connection, post, text_after};
 use super::figures::median;
 use super::ground::Database;
@@ -147,6 +147,8 @@ async fn one(
     herd: Vec<Stream>,
 ) -> Result<(Race, Vec<Stream>), Failure> {
     let count = herd.len();
+    let idle = quiet(database).await?;
+    let watched = Instant::now();
     // Opened for each task: a server closes those that say nothing for long.
     let mut connections: Vec<_> = if way == Way::Claims {
         stream::iter(0..count)
@@ -157,7 +159,6 @@ async fn one(
     } else {
         Vec::new()
     };
-    let idle = activity(database).await?;
     let (says, mut said) = mpsc::unbounded_channel();
     let (stop, stopped) = watch::channel(false);
     let mut running = JoinSet::new();
@@ -205,7 +206,7 @@ async fn one(
         herd.push(stream??);
     }
     let (winner_ms, held) = winner.ok_or("nobody got the task")?;
-    let activity = activity(database).await?.since(idle, sent.elapsed());
+    let activity = idle.until_now(database, watched.elapsed()).await?;
     if held.id != task {
         return Err("another task was handed out".into());
     }

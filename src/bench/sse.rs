@@ -63,7 +63,12 @@ impl Stream {
             }
         };
         if head.status != 200 {
-            let said = String::from_utf8_lossy(&bytes[head.bytes..]).into_owned();
+            while bytes.len() < head.bytes + head.body_bytes {
+                if socket.read_buf(&mut bytes).await? == 0 {
+                    break;
+                }
+            }
+            let said = String::from_utf8_lossy(&bytes[head.bytes..]);
             return Err(io::Error::other(format!(
                 "the stream is refused ({}): {said}",
                 head.status
