@@ -1,6 +1,6 @@
 //! What Postgres did in a database, from its own counters.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
@@ -13,41 +13,68 @@ const COUNTERS_LATE: Duration = Duration::from_millis(1_200);
 /// What replicas do by themselves is watched for so long.
 const IDLE_WATCH: Duration = Duration::from_secs(4);
 
-/// Counters, or the difference of two readings.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Activity {
     pub(super) transactions: f64,
     /// Rows fetched by queries.
     pub(super) rows: f64,
     /// Of the whole server: Postgres does not tell them by database.
     pub(super) log_kib: f64,
-    /// Per second, when nothing else went on.
-    idle: Idle,
 }
 
-/// What replicas do by themselves, per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Idle {
-    transactions: f64,
-    rows: f64,
-    log_kib: f64,
+/// A reading, and what replicas do by themselves, per second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quiet {
+    read: Activity,
+    read_at: Instant,
+    per_second: Activity,
 }
 
-/// Reads the counters, and what goes on when nothing does.
-pub(super) async fn quiet(database: &Database) -> Result<Activity, Failure> {
-    let before = settled(database).await?;
-    sleep(IDLE_WATCH).await;
-    let after = settled(database).await?;
-    let seconds = (IDLE_WATCH + COUNTERS_LATE).as_secs_f64();
-    let [transactions, rows, log_kib] =
-        std::array::from_fn(|place| (after[place] - before[place]) / seconds);
-    Ok(Activity::of(after, Idle { transactions, rows, log_kib }))
+impl Activity {
+    /// Once every backend has told its own.
+    async fn read(database: &Database) -> Result<Self, Failure> {
+        sleep(COUNTERS_LATE).await;
+        let [transactions, rows, log_kib] = counters(database).await?;
+        Ok(Self { transactions, rows, log_kib })
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            transactions: self.transactions - other.transactions,
+            rows: self.rows - other.rows,
+            log_kib: self.log_kib - other.log_kib,
+        }
+    }
+
+    fn times(self, factor: f64) -> Self {
+        Self {
+            transactions: self.transactions * factor,
+            rows: self.rows * factor,
+            log_kib: self.log_kib * factor,
+        }
+    }
 }
 
-/// Reads the counters once every backend has told its own.
-async fn settled(database: &Database) -> Result<[f64; 3], Failure> {
-    sleep(COUNTERS_LATE).await;
-    counters(database).await
+impl Quiet {
+    /// Watches what goes on when nothing does, and reads the counters.
+    pub(super) async fn watch(database: &Database) -> Result<Self, Failure> {
+        let (before, begun) = (Activity::read(database).await?, Instant::now());
+        sleep(IDLE_WATCH).await;
+        let read = Activity::read(database).await?;
+        let per_second = read.minus(before).times(1.0 / begun.elapsed().as_secs_f64());
+        Ok(Self { read, read_at: Instant::now(), per_second })
+    }
+
+    /// What was done since; and what is done in as much time when nothing goes on.
+    pub(super) async fn until_now(
+        self,
+        database: &Database,
+    ) -> Result<(Activity, Activity), Failure> {
+        let now = Activity::read(database).await?;
+        let seconds = self.read_at.elapsed().as_secs_f64();
+        Ok((now.minus(self.read), self.per_second.times(seconds)))
+    }
 }
 
 async fn counters(database: &Database) -> Result<[f64; 3], Failure> {
@@ -59,28 +86,4 @@ async fn counters(database: &Database) -> Result<[f64; 3], Failure> {
     let mut numbers = line.split(' ').map(|number| number.parse().unwrap_or(0.0));
     let mut next = || numbers.next().unwrap_or(0.0);
     Ok([next(), next(), next() / 1024.0])
-}
-
-impl Activity {
-    fn of([transactions, rows, log_kib]: [f64; 3], idle: Idle) -> Self {
-        Self { transactions, rows, log_kib, idle }
-    }
-
-    /// What was done since this reading, without what goes on anyway. `elapsed`: since then.
-    pub(super) async fn until_now(
-        self,
-        database: &Database,
-        elapsed: Duration,
-    ) -> Result<Self, Failure> {
-        let now = settled(database).await?;
-        let seconds = (elapsed + COUNTERS_LATE).as_secs_f64();
-        let net = |now: f64, then: f64, idle: f64| (now - then - idle * seconds).max(0.0);
-        let idle = self.idle;
-        let done = [
-            net(now[0], self.transactions, idle.transactions),
-            net(now[1], self.rows, idle.rows),
-            net(now[2], self.log_kib, idle.log_kib),
-        ];
-        Ok(Self::of(done, idle))
-    }
 }

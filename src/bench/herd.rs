@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::activity::{Activity, quiet};
+use super::activity::{Activity, Quiet};
 use super::client::{Connection, post, text_after};
 use super::figures::median;
 use super::ground::Database;
@@ -51,6 +51,8 @@ struct Race {
     last_ms: f64,
     losers: f64,
     activity: Activity,
+    /// In as much time without a task.
+    idle: Activity,
 }
 
 pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Failure> {
@@ -81,11 +83,16 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
             all(|race| race.last_ms),
         ));
         for (unit, of) in [
-            ("transactions", (|race| race.activity.transactions) as fn(&Race) -> f64),
-            ("rows fetched", |race| race.activity.rows),
-            ("KiB of log", |race| race.activity.log_kib),
+            ("transactions", (|activity| activity.transactions) as fn(&Activity) -> f64),
+            ("rows fetched", |activity| activity.rows),
+            ("KiB of log", |activity| activity.log_kib),
         ] {
-            report.add(Row::new(NAME, format!("{what}: Postgres"), unit, all(of)));
+            let done = races.iter().map(|race| of(&race.activity)).collect();
+            let idle: Vec<_> = races.iter().map(|race| of(&race.idle)).collect();
+            report.add(
+                Row::new(NAME, format!("{what}: Postgres"), unit, done)
+                    .against("in as much time without a task", &idle),
+            );
         }
     }
     Ok(())
@@ -147,8 +154,7 @@ async fn one(
     herd: Vec<Stream>,
 ) -> Result<(Race, Vec<Stream>), Failure> {
     let count = herd.len();
-    let idle = quiet(database).await?;
-    let watched = Instant::now();
+    let quiet = Quiet::watch(database).await?;
     // Opened for each task: a server closes those that say nothing for long.
     let mut connections: Vec<_> = if way == Way::Claims {
         stream::iter(0..count)
@@ -206,14 +212,14 @@ async fn one(
         herd.push(stream??);
     }
     let (winner_ms, held) = winner.ok_or("nobody got the task")?;
-    let activity = idle.until_now(database, watched.elapsed()).await?;
+    let (activity, idle) = quiet.until_now(database).await?;
     if held.id != task {
         return Err("another task was handed out".into());
     }
     // By SQL: whose it is does not matter any more.
     database.execute("delete from tasks").await?;
     sleep(QUIET).await;
-    Ok((Race { winner_ms, last_ms, losers: losers as f64, activity }, herd))
+    Ok((Race { winner_ms, last_ms, losers: losers as f64, activity, idle }, herd))
 }
 
 /// Waits for the task, and claims it at once.

@@ -9,7 +9,9 @@ use tokio::time::{sleep, timeout};
 
 use super::claims::whole;
 use super::drain;
+use super::figures::median;
 use super::floors::{Floors, Table};
+use super::machine::cpu_seconds;
 use super::replicas::{NotStarted, Server, end_all, replicas};
 use super::report::{Report, Row, Target};
 use super::streams;
@@ -69,39 +71,40 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
     let floors = Floors::prepare(asked.ground).await?;
     let workers = asked.sizes.workers;
     let (mut like, mut bare) = (Vec::new(), Vec::new());
-    let mut lives: [Vec<f64>; VARIANTS.len()] = Default::default();
-    let mut refused: [Vec<f64>; VARIANTS.len()] = Default::default();
+    let mut lives: [Vec<Life>; VARIANTS.len()] = Default::default();
     for round in 1..=asked.rounds {
         say(&format!("{NAME}: round {round} of {}", asked.rounds));
         like.push(sum_of_floors(&floors, Table::LikeTasks, asked.seconds).await?);
         bare.push(sum_of_floors(&floors, Table::Bare, asked.seconds).await?);
         for (place, variant) in VARIANTS.iter().enumerate() {
-            if let Some(life) = live(asked, *variant, workers).await? {
-                lives[place].push(life.per_second);
-                refused[place].push(life.refused_per_task);
-            }
+            lives[place].extend(live(asked, *variant, workers).await?);
         }
     }
-    let shared = lives[0].clone();
-    for ((variant, life), refused) in VARIANTS.iter().zip(lives).zip(refused) {
+    let all = |lives: &[Life], of: fn(&Life) -> f64| lives.iter().map(of).collect::<Vec<_>>();
+    let shared = all(&lives[0], |life| life.per_second);
+    for (variant, lives) in VARIANTS.iter().zip(lives) {
         let what = format!("2 replicas, {workers} workers, {}", variant.what);
-        if life.is_empty() {
+        if lives.is_empty() {
             report.add(Row::missing(NAME, what, "tasks/s", NOT_IN_THIS_BUILD));
             continue;
         }
-        let races = super::figures::median(&refused);
-        let note = format!("{races:.2} claims refused for each task; events=task_available");
-        if variant.way == Way::Claims {
-            for (floor, paces) in [("a table like tasks", &like), ("a bare table", &bare)] {
-                report.add(
-                    Row::new(NAME, what.as_str(), "tasks/s", life.clone())
-                        .against(format!("1/(1/insert + 2/update), {floor}"), paces)
-                        .note(note.as_str()),
-                );
-            }
-        } else {
+        let paces = all(&lives, |life| life.per_second);
+        let note = format!(
+            "{:.2} claims refused for each task; of the CPU, the replicas took {:.2} cores and this load {:.2}",
+            median(&all(&lives, |life| life.refused_per_task)),
+            median(&all(&lives, |life| life.replicas_cores)),
+            median(&all(&lives, |life| life.load_cores)),
+        );
+        for (floor, floors) in [("a table like tasks", &like), ("a bare table", &bare)] {
             report.add(
-                Row::new(NAME, what, "tasks/s", life)
+                Row::new(NAME, what.as_str(), "tasks/s", paces.clone())
+                    .against(format!("1/(1/insert + 2/update), {floor}"), floors)
+                    .note(note.as_str()),
+            );
+        }
+        if variant.way != Way::Claims {
+            report.add(
+                Row::new(NAME, what, "tasks/s", paces)
                     .against("without slots, one codebase for all", &shared)
                     .target(Target::AtLeast(SLOTS_TARGET)),
             );
@@ -122,6 +125,9 @@ async fn sum_of_floors(floors: &Floors<'_>, table: Table, seconds: f64) -> Resul
 struct Life {
     per_second: f64,
     refused_per_task: f64,
+    /// Cores that the replicas and this process took; the rest of the machine is Postgres'.
+    replicas_cores: f64,
+    load_cores: f64,
 }
 
 /// `None`: this build knows no such variant.
@@ -174,16 +180,23 @@ async fn live_on(
     let measuring = async {
         sleep(WARM_UP.min(Duration::from_secs_f64(seconds))).await;
         let count = || {
-            let completed = ledger.completed.load(Ordering::Relaxed);
-            (completed as f64, ledger.refused.load(Ordering::Relaxed) as f64)
+            let used = |pid| cpu_seconds(pid).unwrap_or_default();
+            [
+                ledger.completed.load(Ordering::Relaxed) as f64,
+                ledger.refused.load(Ordering::Relaxed) as f64,
+                servers.iter().map(|server| used(server.pid)).sum(),
+                used(std::process::id()),
+            ]
         };
         let (begun, before) = (Instant::now(), count());
         sleep(Duration::from_secs_f64(seconds)).await;
         let (elapsed, after) = (begun.elapsed().as_secs_f64(), count());
-        let completed = after.0 - before.0;
+        let done = |place: usize| after[place] - before[place];
         Life {
-            per_second: completed / elapsed,
-            refused_per_task: (after.1 - before.1) / completed.max(1.0),
+            per_second: done(0) / elapsed,
+            refused_per_task: done(1) / done(0).max(1.0),
+            replicas_cores: done(2) / elapsed,
+            load_cores: done(3) / elapsed,
         }
     };
     let life = tokio::select! {

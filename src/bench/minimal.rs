@@ -26,8 +26,8 @@ pub(super) async fn serve() -> io::Result<()> {
     let router = Router::new()
         .route("/hello", post(hello))
         .route("/stream", get(open))
-        .route("/frame", post(send))
-        .route("/frames/{count}", post(send_many))
+        .route("/frames/{count}", post(send))
+        .route("/frames-at-once/{count}", post(send_at_once))
         .with_state(frames);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     super::print(&format!("serves on http://{}", listener.local_addr()?));
@@ -66,13 +66,16 @@ async fn open(State(frames): State<Frames>) -> Response {
     ([(CONTENT_TYPE, "text/event-stream")], Body::from_stream(frames)).into_response()
 }
 
-/// Sends the body to every stream.
-async fn send(State(frames): State<Frames>, body: Bytes) {
-    let _ = frames.send(body);
+/// Sends the body to every stream, so many times. Streams that can write do so in between.
+async fn send(State(frames): State<Frames>, Path(count): Path<usize>, body: Bytes) {
+    for _ in 0..count.min(BEHIND_MAX) {
+        let _ = frames.send(body.clone());
+        tokio::task::yield_now().await;
+    }
 }
 
-/// Sends the body so many times.
-async fn send_many(State(frames): State<Frames>, Path(count): Path<usize>, body: Bytes) {
+/// The same without a pause: each stream finds all of it when it comes to write.
+async fn send_at_once(State(frames): State<Frames>, Path(count): Path<usize>, body: Bytes) {
     for _ in 0..count.min(BEHIND_MAX) {
         let _ = frames.send(body.clone());
     }
