@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::Failure;
 use super::ground::{Database, text};
+use super::{Asked, Failure};
 
 /// A backend tells its counters at most once a second.
 const COUNTERS_LATE: Duration = Duration::from_millis(1_200);
@@ -29,12 +29,14 @@ pub(super) struct Quiet {
     read: Activity,
     read_at: Instant,
     per_second: Activity,
+    /// How long counters may be on their way.
+    late: Duration,
 }
 
 impl Activity {
     /// Once every backend has told its own.
-    async fn read(database: &Database) -> Result<Self, Failure> {
-        sleep(COUNTERS_LATE).await;
+    async fn read(database: &Database, late: Duration) -> Result<Self, Failure> {
+        sleep(late).await;
         let [transactions, rows, log_kib] = counters(database).await?;
         Ok(Self { transactions, rows, log_kib })
     }
@@ -58,12 +60,13 @@ impl Activity {
 
 impl Quiet {
     /// Watches what goes on when nothing does, and reads the counters.
-    pub(super) async fn watch(database: &Database) -> Result<Self, Failure> {
-        let (before, begun) = (Activity::read(database).await?, Instant::now());
-        sleep(IDLE_WATCH).await;
-        let read = Activity::read(database).await?;
+    pub(super) async fn watch(asked: &Asked<'_>, database: &Database) -> Result<Self, Failure> {
+        let late = asked.pause(COUNTERS_LATE);
+        let (before, begun) = (Activity::read(database, late).await?, Instant::now());
+        sleep(asked.pause(IDLE_WATCH)).await;
+        let read = Activity::read(database, late).await?;
         let per_second = read.minus(before).times(1.0 / begun.elapsed().as_secs_f64());
-        Ok(Self { read, read_at: Instant::now(), per_second })
+        Ok(Self { read, read_at: Instant::now(), per_second, late })
     }
 
     /// What was done since; and what is done in as much time when nothing goes on.
@@ -71,7 +74,7 @@ impl Quiet {
         self,
         database: &Database,
     ) -> Result<(Activity, Activity), Failure> {
-        let now = Activity::read(database).await?;
+        let now = Activity::read(database, self.late).await?;
         let seconds = self.read_at.elapsed().as_secs_f64();
         Ok((now.minus(self.read), self.per_second.times(seconds)))
     }

@@ -47,9 +47,9 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
         let server = replica(asked.ground, &database, &[WINDOW]).await?;
         floor.extend(beats(&hello, count, &Sender::Minimal).await?);
         ours.extend(beats(&server, count, &Sender::Taskwire).await?);
-        singly.push(burst_of(&hello, count, &Sender::Minimal).await?);
-        at_once.push(burst_of(&hello, count, &Sender::MinimalAtOnce).await?);
-        burst.push(burst_of(&server, count, &Sender::Taskwire).await?);
+        singly.push(burst_of(asked, &hello, count, &Sender::Minimal).await?);
+        at_once.push(burst_of(asked, &hello, count, &Sender::MinimalAtOnce).await?);
+        burst.push(burst_of(asked, &server, count, &Sender::Taskwire).await?);
         server.end().await;
         hello.end().await;
         let large = asked.sizes.idle_streams;
@@ -140,7 +140,7 @@ async fn beats(server: &Server, count: usize, sender: &Sender) -> Result<Vec<f64
             };
             let answer = connection.call(&request).await?;
             answer.expect(status)?;
-            id = text_after(answer.body, r#""id":""#).unwrap_or_default().to_owned();
+            text_after(answer.body, r#""id":""#).unwrap_or_default().clone_into(&mut id);
             Ok(())
         };
         let (seconds, back) = tell(streams, 1, is_announcement, send).await?;
@@ -155,9 +155,14 @@ async fn beats(server: &Server, count: usize, sender: &Sender) -> Result<Vec<f64
 }
 
 /// Events a second, from the send to the last event of the last stream.
-async fn burst_of(server: &Server, count: usize, sender: &Sender) -> Result<f64, Failure> {
+async fn burst_of(
+    asked: &Asked<'_>,
+    server: &Server,
+    count: usize,
+    sender: &Sender,
+) -> Result<f64, Failure> {
     let streams: Vec<Stream> = open(server.address, count, |stream| sender.path(stream)).await?;
-    sleep(CALM).await;
+    sleep(asked.pause(CALM)).await;
     let mut connection = Connection::open(server.address).await?;
     let send = async {
         match sender {
@@ -188,7 +193,7 @@ async fn cost(asked: &Asked<'_>, database: &Database, count: usize) -> Result<f6
         stream_path(&format!("bench-{stream}"), &codebase, Way::Claims)
     };
     let streams = open(server.address, count, path).await?;
-    sleep(CALM).await;
+    sleep(asked.pause(CALM)).await;
     let length = Duration::from_secs_f64(asked.seconds);
     let used = || cpu_seconds(server.pid).ok_or("there is no /proc to read CPU time from");
     let before = used()?;

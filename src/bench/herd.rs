@@ -25,7 +25,7 @@ const OPENING_MAX: usize = 64;
 /// Tasks of one round.
 const TASKS: usize = 3;
 /// How long a herd may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// When nobody has said anything for so long and the task is taken, nobody else will hear of it.
 const QUIET: Duration = Duration::from_secs(1);
 const NAME: &str = "herd";
@@ -108,12 +108,13 @@ async fn herd(asked: &Asked<'_>, variant: Variant, workers: usize) -> Result<Vec
         Err(NotStarted::Refused) => return Ok(Vec::new()),
         Err(NotStarted::Failed(failure)) => return Err(failure),
     };
-    let races = herd_on(&server, &database, variant, workers).await;
+    let races = herd_on(asked, &server, &database, variant, workers).await;
     server.end().await;
     races
 }
 
 async fn herd_on(
+    asked: &Asked<'_>,
     server: &Server,
     database: &Database,
     variant: Variant,
@@ -127,9 +128,10 @@ async fn herd_on(
     let mut herd = streams::open(server.address, workers, path).await?;
     let mut races = Vec::with_capacity(TASKS);
     for _ in 0..TASKS {
-        let (race, back) = timeout(DEADLINE, one(server.address, database, variant.way, herd))
-            .await
-            .map_err(|_| "the herd did not come to rest in time")??;
+        let (race, back) =
+            timeout(DEADLINE, one(asked, server.address, database, variant.way, herd))
+                .await
+                .map_err(|_| "the herd did not come to rest in time")??;
         races.push(race);
         herd = back;
     }
@@ -148,13 +150,14 @@ enum Said {
 }
 
 async fn one(
+    asked: &Asked<'_>,
     address: SocketAddr,
     database: &Database,
     way: Way,
     herd: Vec<Stream>,
 ) -> Result<(Race, Vec<Stream>), Failure> {
     let count = herd.len();
-    let quiet = Quiet::watch(database).await?;
+    let quiet = Quiet::watch(asked, database).await?;
     // Opened for each task: a server closes those that say nothing for long.
     let mut connections: Vec<_> = if way == Way::Claims {
         stream::iter(0..count)
@@ -193,8 +196,8 @@ async fn one(
     while winner.is_none() || waiting > 0 || losers + 1 < count {
         match timeout(QUIET, said.recv()).await {
             Ok(Some(Said::Heard)) => waiting += 1,
-            Ok(Some(Said::Won(at, held))) => {
-                winner = Some((ms(at), held));
+            Ok(Some(Said::Won(at, won))) => {
+                winner = Some((ms(at), won));
                 waiting = waiting.saturating_sub(1);
             }
             Ok(Some(Said::Lost(at))) => {
@@ -211,14 +214,14 @@ async fn one(
     while let Some(stream) = running.join_next().await {
         herd.push(stream??);
     }
-    let (winner_ms, held) = winner.ok_or("nobody got the task")?;
+    let (winner_ms, won) = winner.ok_or("nobody got the task")?;
     let (activity, idle) = quiet.until_now(database).await?;
-    if held.id != task {
+    if won.id != task {
         return Err("another task was handed out".into());
     }
     // By SQL: whose it is does not matter any more.
     database.execute("delete from tasks").await?;
-    sleep(QUIET).await;
+    sleep(asked.pause(QUIET)).await;
     Ok((Race { winner_ms, last_ms, losers: losers as f64, activity, idle }, herd))
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
     for round in 1..=asked.rounds {
         say(&format!("{NAME}: round {round} of {}", asked.rounds));
         let hello = minimal(asked.ground).await?;
-        let (kib, streams) = stream_kib(&hello, count, |_| "/stream".to_owned()).await?;
+        let (kib, streams) = stream_kib(asked, &hello, count, |_| "/stream".to_owned()).await?;
         floor.push(kib);
         drop(streams);
         hello.end().await;
@@ -38,7 +38,7 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
         let length = Duration::from_secs_f64(asked.seconds * CPU_TIMES);
         none.push(cpu_percent(&server, length).await?);
         let path = |stream| stream_path(&format!("bench-{stream}"), "bench", Way::Claims);
-        let (kib, streams) = stream_kib(&server, count, path).await?;
+        let (kib, streams) = stream_kib(asked, &server, count, path).await?;
         ours.push(kib);
         cpu.push(cpu_percent(&server, length).await?);
         drop(streams);
@@ -58,16 +58,17 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
 }
 
 async fn stream_kib(
+    asked: &Asked<'_>,
     server: &Server,
     count: usize,
     path: impl Fn(usize) -> String,
 ) -> Result<(f64, Vec<Stream>), Failure> {
     let resident = || resident_kib(server.pid).ok_or("there is no /proc to read memory from");
     drop(open(server.address, FIRST_STREAMS, &path).await?);
-    sleep(CALM).await;
+    sleep(asked.pause(CALM)).await;
     let before = resident()?;
     let streams = open(server.address, count, &path).await?;
-    sleep(CALM).await;
+    sleep(asked.pause(CALM)).await;
     Ok(((resident()? - before) / count as f64, streams))
 }
 

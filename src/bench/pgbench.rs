@@ -11,6 +11,8 @@ use super::ground::{Database, Ground};
 
 /// Its threads: it shares the machine with Postgres.
 const THREADS: u32 = 2;
+/// Transactions of each client in a run of less than a second.
+const FEW_TRANSACTIONS: u32 = 20;
 
 /// The program, and whose password it needs.
 #[derive(Clone, Debug)]
@@ -78,7 +80,10 @@ impl Pgbench {
             .arg(format!("--file={}", file.display()));
         match length {
             // It only knows whole seconds.
-            Length::Seconds(seconds) => command.arg(format!("--time={:.0}", seconds.max(1.0))),
+            Length::Seconds(seconds) if seconds < 1.0 => {
+                command.arg(format!("--transactions={FEW_TRANSACTIONS}"))
+            }
+            Length::Seconds(seconds) => command.arg(format!("--time={seconds:.0}")),
             Length::Transactions(count) => command.arg(format!("--transactions={count}")),
         };
         command

@@ -14,7 +14,7 @@ use super::sse::{Event, Stream};
 /// Streams that are opened at the same time.
 const OPENING_MAX: usize = 64;
 /// How long what was sent may take to reach every stream.
-const HEAR_DEADLINE: Duration = Duration::from_secs(60);
+const HEAR_DEADLINE: Duration = Duration::from_mins(1);
 /// Streams are listened to for so long before something is sent.
 const CALM: Duration = Duration::from_millis(100);
 
