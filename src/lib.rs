@@ -33,6 +33,7 @@
 //!
 //! To read on: [`domain`], [`store`], [`push`], [`http`], [`maintenance`], [`server`].
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod domain;

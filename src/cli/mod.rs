@@ -1,5 +1,6 @@
-//! The command line: `serve` (the default), `migrate`, and the guard of the own Postgres.
+//! The command line: `serve` (the default), `migrate`, `bench`, and the guard of the own Postgres.
 
+mod bench;
 mod serve;
 mod welcome;
 
@@ -25,6 +26,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match matches.subcommand() {
         Some(("postgres-guard", guard)) => return embedded::guard(guard_args(guard)),
         Some(("migrate", options)) => read(options).and_then(|config| serve::migrate(&config)),
+        Some(("bench", options)) => {
+            read(&ArgMatches::default()).and_then(|config| bench::run(&config, options))
+        }
+        Some(("bench-replica", options)) => {
+            read(options).and_then(|config| bench::replica(&config))
+        }
+        Some(("bench-minimal", _)) => bench::minimal(),
         Some(("serve", options)) => read(options).and_then(|config| serve::serve(&config)),
         _ => read(&ArgMatches::default()).and_then(|config| serve::serve(&config)),
     };
@@ -70,6 +78,9 @@ fn command() -> Command {
                 .about("Bring the schema of DATABASE_URL up to date, and stop (`serve` does so itself)")
                 .args(settings().filter(|arg| arg.get_id() == "DATABASE_URL")),
         )
+        .subcommand(bench::command())
+        .subcommand(Command::new("bench-replica").hide(true).args(settings()))
+        .subcommand(Command::new("bench-minimal").hide(true))
         .subcommand(
             Command::new("postgres-guard").hide(true).args([
                 Arg::new("data-dir").long("data-dir").required(true),

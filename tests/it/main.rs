@@ -12,6 +12,7 @@ mod support;
 mod ages;
 mod api;
 mod bad_input;
+mod bench;
 mod campaign;
 mod claim_next;
 mod claims;
