@@ -15,7 +15,7 @@ use crate::store::HeldClaim;
 
 /// What is missing in a look at all that a worker holds must be missing in another one so much later: in
 /// between, an answer that carries the next task may have put it into the same slot.
-pub(super) const GONE_FOR: Duration = Duration::from_millis(200);
+pub(super) const GONE_FOR: Duration = Duration::from_secs(1);
 /// The bytes of a frame, until it is known what they are here.
 const FRAME_BYTES_USUAL: u64 = 1024;
 /// How soon to look again for tasks that were there and locked; then after twice as long each time.

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use held::{Held, State};
-pub(super) use session::{Carriage, bare};
+pub(super) use session::{Carriage, Plans, bare};
 
 /// Connections that run statements, at most; the pulse has one more. Group commit needs few; the rest
 /// serve reads.
@@ -62,7 +62,7 @@ type Done = Either<PgQueryResult, PgRow>;
 
 /// The connections. Cheap to clone; statements run on a reference to it.
 #[derive(Clone)]
-pub(super) struct Link(Arc<Shared>);
+pub(super) struct Link(Arc<Shared>, Plans);
 
 struct Shared {
     options: PgConnectOptions,
@@ -112,22 +112,30 @@ struct Waiting<'l>(&'l AtomicUsize);
 impl Link {
     /// Makes connections when they are needed. Must be called in a runtime.
     pub(super) fn start(options: PgConnectOptions, carriage: Carriage) -> Self {
-        let link = Self(Arc::new(Shared {
-            options: bare(options).application_name("taskwire"),
-            carriage,
-            idle: Mutex::default(),
-            ready: Semaphore::new(0),
-            total: AtomicUsize::new(0),
-            making: Arc::new(Semaphore::new(MAKING_MAX)),
-            waiting: AtomicUsize::new(0),
-            failure: watch::Sender::default(),
-            heard: Mutex::new(Instant::now()),
-            dead_before: watch::Sender::new(Instant::now()),
-            is_away: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-        }));
+        let link = Self(
+            Arc::new(Shared {
+                options: bare(options).application_name("taskwire"),
+                carriage,
+                idle: Mutex::default(),
+                ready: Semaphore::new(0),
+                total: AtomicUsize::new(0),
+                making: Arc::new(Semaphore::new(MAKING_MAX)),
+                waiting: AtomicUsize::new(0),
+                failure: watch::Sender::default(),
+                heard: Mutex::new(Instant::now()),
+                dead_before: watch::Sender::new(Instant::now()),
+                is_away: AtomicBool::new(false),
+                generation: AtomicU64::new(0),
+            }),
+            Plans::Shared,
+        );
         tokio::spawn(pulse::run(Arc::downgrade(&link.0)));
         link
+    }
+
+    /// The same connections, for a statement that is planned for its arguments.
+    pub(super) fn planned_anew(&self) -> Self {
+        Self(Arc::clone(&self.0), Plans::Own)
     }
 
     /// Uses no connection again that was made before: they may have old settings, or lead to a server
@@ -267,12 +275,12 @@ impl Link {
         };
         let last = held.heard;
         let done = match self.0.carriage {
-            Carriage::Direct => {
+            Carriage::Direct if self.1 == Plans::Shared => {
                 let answer = connection.fetch_many(query).try_collect::<Vec<_>>();
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
-            Carriage::Transactions => {
-                let answer = session::in_transaction(connection, query);
+            Carriage::Direct | Carriage::Transactions => {
+                let answer = session::in_transaction(connection, query, self.1);
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
         };

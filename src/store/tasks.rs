@@ -164,7 +164,7 @@ impl Store {
             filter.after.map(|(_, id)| id.0),
             filter.limit,
         )
-        .fetch_all(self.link())
+        .fetch_all(&self.link().planned_anew())
         .await?)
     }
 }

@@ -125,7 +125,7 @@ impl Store {
             REPLICA_SILENCE.as_secs_f64(),
             connected_only,
         )
-        .fetch_all(self.link())
+        .fetch_all(&self.link().planned_anew())
         .await?)
     }
 

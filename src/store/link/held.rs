@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
-use super::session::{self, Carriage};
+use super::session;
 use super::{Age, LIFETIME, Link, SETTLE_WAIT};
 
 /// What is to become of a connection that is given back.
@@ -52,13 +52,12 @@ impl Held {
 
     /// Waits for the end of what somebody has begun on it and not waited for.
     pub(super) async fn settle(mut self) {
-        let carriage = self.link.0.carriage;
         let settled = match self.connection.as_mut() {
-            Some(connection) if carriage == Carriage::Transactions => {
+            Some(connection) => {
                 let ended = session::end_transaction(connection);
                 self.link.answered(self.heard, SETTLE_WAIT, ended).await.is_ok()
             }
-            _ => self.answers(SETTLE_WAIT).await,
+            None => false,
         };
         self.state = if settled { State::Clean } else { State::Broken };
     }

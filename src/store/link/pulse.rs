@@ -10,7 +10,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_WAIT, Carriage, LIFETIME, Link, Shared, State, session};
+use super::{CONNECT_WAIT, Carriage, LIFETIME, Link, Plans, Shared, State, session};
 
 /// How often it asks.
 const PULSE_EVERY: Duration = Duration::from_millis(300);
@@ -38,7 +38,7 @@ pub(super) async fn run(link: Weak<Shared>) {
     let mut own: Option<PgConnection> = None;
     let mut made = Instant::now();
     loop {
-        let Some(link) = link.upgrade().map(Link) else {
+        let Some(link) = link.upgrade().map(|shared| Link(shared, Plans::Shared)) else {
             return;
         };
         let asked = Instant::now();

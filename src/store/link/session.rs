@@ -15,6 +15,10 @@ use super::Done;
 /// - `jit`: statements here are short; compiling one would take longer than running it.
 /// - `max_parallel_workers_per_gather`: nor are there rows enough to share; a plan with helpers waits
 ///   until they have started.
+/// - `plan_cache_mode`, `enable_seqscan`: every statement here reads by index for each of a few rows. Postgres is told
+///   so. Otherwise it plans most of them anew each time, which takes longer than to run them, and by
+///   statistics that may be of before the last million tasks: one of its plans looked through all
+///   running tasks for each of 128 calls. What has to be planned for its arguments says so: [`Plans::Own`].
 /// - `synchronous_commit`: what we acknowledge is on disk, whatever the server's default is. A setting
 ///   that promises more than `on` stays.
 macro_rules! settings {
@@ -30,6 +34,10 @@ macro_rules! settings {
             " jit = off; ",
             $set,
             " max_parallel_workers_per_gather = 0; ",
+            $set,
+            " plan_cache_mode = force_generic_plan; ",
+            $set,
+            " enable_seqscan = off; ",
             "select set_config('synchronous_commit', ",
             "case current_setting('synchronous_commit') when 'off' then 'on' ",
             "else current_setting('synchronous_commit') end, ",
@@ -41,6 +49,8 @@ macro_rules! settings {
 
 const SESSION: &str = settings!("set", "false");
 const BEGIN: &str = concat!("begin; ", settings!("set local", "true"));
+const OWN_PLAN: &str =
+    "set local plan_cache_mode = force_custom_plan; set local enable_seqscan = on";
 
 /// How statements get to Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +60,15 @@ pub(in crate::store) enum Carriage {
     /// Through a pooler that may give each transaction to another session. So each statement is a
     /// transaction that brings its settings along, and is not prepared by name.
     Transactions,
+}
+
+/// How Postgres is to plan a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Plans {
+    /// Once for all arguments, and by index.
+    Shared,
+    /// For its arguments: a listing whose filters are all optional.
+    Own,
 }
 
 /// Without the parameters of a start that poolers refuse: settings are made afterwards.
@@ -75,8 +94,12 @@ pub(super) async fn connect(
 pub(super) async fn in_transaction<'q, E: Execute<'q, Postgres> + 'q>(
     connection: &mut PgConnection,
     query: E,
+    plans: Plans,
 ) -> Result<Vec<Done>, Error> {
     sqlx::raw_sql(BEGIN).execute(&mut *connection).await?;
+    if plans == Plans::Own {
+        sqlx::raw_sql(OWN_PLAN).execute(&mut *connection).await?;
+    }
     let done = (&mut *connection).fetch_many(Unnamed(query)).try_collect::<Vec<_>>().await;
     if let Ok(done) = done {
         sqlx::raw_sql("commit").execute(&mut *connection).await?;

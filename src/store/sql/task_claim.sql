@@ -7,20 +7,23 @@ with asked as (
 ), candidates as materialized (
     select t.id, a.n, a.worker_id, a.claim_id
       from asked a
-      join tasks t on t.id = a.task_id
       join workers w on w.id = a.worker_id
-     where t.claimed_by is null
-       and t.status = 'pending'
-       and t.run_at <= now()
-       and (t.expires_at is null or t.expires_at > now())
-       and task_is_for(t.codebase_id, t.required_capabilities, t.target_worker_id, t.target_agent_name,
-                       w.id, w.name, w.codebases, w.capabilities)
-       -- A claim_id is good for one claim: a call that was long on its way must not make another.
-       and (a.claim_id is null or t.claim_epoch = 0
-            or not exists (select 1 from attempts p
-                            where p.task_id = t.id and p.worker_id = a.worker_id and p.claim_id = a.claim_id))
-     order by t.id, a.n  -- every batch of every replica locks in the order of ids: no deadlock
-       for no key update of t skip locked
+      -- Looked up one by one: however old the statistics, no plan can read more than what was asked for.
+     cross join lateral (
+            select tasks.id
+              from tasks
+             where tasks.id = a.task_id
+               and tasks.claimed_by is null
+               and tasks.status = 'pending'
+               and tasks.run_at <= now()
+               and (tasks.expires_at is null or tasks.expires_at > now())
+               and task_is_for(tasks.codebase_id, tasks.required_capabilities, tasks.target_worker_id,
+                               tasks.target_agent_name, w.id, w.name, w.codebases, w.capabilities)
+               -- A claim_id is good for one claim: a call that was long on its way must not make another.
+               and (a.claim_id is null or tasks.claim_epoch = 0
+                    or not exists (select 1 from attempts p
+                                    where p.task_id = tasks.id and p.worker_id = a.worker_id and p.claim_id = a.claim_id))
+               for no key update skip locked) as t  -- nobody waits here, so nobody can wait for each other
 ), winners as (
     select distinct on (id) id, n, worker_id, claim_id from candidates order by id, n
 ), winning as (

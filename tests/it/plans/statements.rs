@@ -24,10 +24,14 @@ impl Statement {
         self.buffers * 3 + 50
     }
 
-    /// A statement whose filters are all optional is made for its arguments: with the generic plan it
-    /// reads everything. So what is tested of it is that Postgres never takes to the generic one.
-    pub fn is_never_generic(&self) -> bool {
+    /// A statement whose filters are all optional is planned for its arguments (`Plans::Own`): with the
+    /// generic plan it reads everything.
+    pub fn is_planned_anew(&self) -> bool {
         ["task_list", "worker_list"].contains(&self.file)
+    }
+
+    pub fn plan_cache_mode(&self) -> &'static str {
+        if self.is_planned_anew() { "force_custom_plan" } else { "force_generic_plan" }
     }
 }
 
