@@ -114,9 +114,9 @@ async fn complete_for_next(
     if let Some(slot) = slot {
         app.hub.next_came(slot, came);
     } else {
-        // In one hint: the other replica never sees the one without the other.
-        let tasks = [Some(task_id), came.map(|(id, _)| id)].into_iter().flatten().collect();
-        tell_elsewhere(&app, worker_id, tasks);
+        // In one hint, and before the worker can end the next one: what the other replica hears is in order.
+        let came = came.map(|(id, _)| id);
+        tell_elsewhere(app, worker_id, task_id, came).await;
     }
     Ok(CompleteAnswer { finish, next: Some(NextTask(next)) })
 }
@@ -132,14 +132,11 @@ fn next_claim_id(task: TaskId, epoch: i64) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-/// Tells the replica that has the worker's stream, if that has slots. Nobody waits for it: what is not told
-/// is found by the next look.
-fn tell_elsewhere(app: &App, worker_id: WorkerId, tasks: Vec<TaskId>) {
-    let app = app.clone();
-    tokio::spawn(async move {
-        let ask = FreedAsk { worker_id, tasks, replica_id: app.replica_id };
-        let _ = app.store.slots_freed(ask).await;
-    });
+/// Tells the replica that has the worker's stream, if that has slots. What is not told is found by the next
+/// look.
+async fn tell_elsewhere(app: App, worker_id: WorkerId, ended: TaskId, came: Option<TaskId>) {
+    let ask = FreedAsk { worker_id, ended, came, replica_id: app.replica_id };
+    let _ = app.store.slots_freed(ask).await;
 }
 
 #[derive(Deserialize)]
@@ -226,7 +223,8 @@ pub(super) async fn finish(
 ) -> Result<FinishAnswer, Problem> {
     let answer = end(app, task_id, &worker_id, claim_epoch, verb).await?;
     if !app.hub.finished(&worker_id, task_id, answer.claim_epoch) {
-        tell_elsewhere(app, worker_id, vec![task_id]);
+        // Nobody waits for it.
+        tokio::spawn(tell_elsewhere(app.clone(), worker_id, task_id, None));
     }
     Ok(answer)
 }

@@ -60,16 +60,19 @@ pub(super) async fn look(
 }
 
 /// Looks at some tasks of some workers, as far as they have streams with slots here. `proves`: what is not
-/// held any more was ended by its worker, which has read its stream so far.
+/// held any more was ended by its worker, which has read its stream so far. `came`: these took the slot of
+/// another one. What is not held any more by now, and of whose end nothing was said yet, keeps the slot until
+/// it is: the next one may be in it already.
 pub(super) async fn check(
     store: &Store,
     hub: &Hub,
-    asked: HashSet<(WorkerId, TaskId)>,
+    ended: &HashSet<(WorkerId, TaskId)>,
+    came: &HashSet<(WorkerId, TaskId)>,
     proves: bool,
 ) -> Result<(), StoreError> {
     let mut streams = HashMap::new();
     let mut here = Vec::new();
-    for (worker, task) in asked {
+    for (worker, task) in ended.union(came).cloned() {
         let stream = streams.entry(worker.clone()).or_insert_with(|| hub.with_slots(&worker));
         if stream.is_some() {
             here.push((worker, task));
@@ -94,7 +97,13 @@ pub(super) async fn check(
         answers.sort_by_key(|(_, found)| found.is_none());
         for ((worker, task), found) in answers {
             if let Some((stream, began)) = began.get(worker) {
-                stream.look(*began, Look::Task(*task, found), proves);
+                let pair = (worker.clone(), *task);
+                let look = if found.is_none() && came.contains(&pair) && !ended.contains(&pair) {
+                    Look::Passing(*task)
+                } else {
+                    Look::Task(*task, found)
+                };
+                stream.look(*began, look, proves);
             }
         }
         for (stream, _) in began.values() {

@@ -29,6 +29,8 @@ pub struct Hints {
     pub workers: HashSet<WorkerId>,
     /// Tasks of workers with slots, of which some may be free. What is lost is found by the next look.
     pub slots: HashSet<(WorkerId, TaskId)>,
+    /// Tasks that came into such a slot in the answer that ended the one before.
+    pub came: HashSet<(WorkerId, TaskId)>,
     /// After a loss: every stream's presence, routing and backlog.
     pub everything: bool,
 }
@@ -41,8 +43,15 @@ enum Hint<'a> {
     AllCodebases,
     Cancel(TaskId),
     Worker(WorkerId),
-    Slots(Vec<(WorkerId, TaskId)>),
+    Slots(Vec<(WorkerId, SlotTask)>),
     Canary(&'a str),
+}
+
+/// A task of a worker with slots that has a stream elsewhere.
+#[derive(Debug, PartialEq, Eq)]
+enum SlotTask {
+    Ended(TaskId),
+    Came(TaskId),
 }
 
 /// The place where hints wait for the router.
@@ -82,7 +91,14 @@ impl Inbox {
             Hint::Worker(id) => {
                 hints.workers.insert(id);
             }
-            Hint::Slots(pairs) => hints.slots.extend(pairs),
+            Hint::Slots(pairs) => {
+                for (worker, task) in pairs {
+                    match task {
+                        SlotTask::Ended(id) => hints.slots.insert((worker, id)),
+                        SlotTask::Came(id) => hints.came.insert((worker, id)),
+                    };
+                }
+            }
             Hint::Canary(_) => {}
         });
         Merged::Hint
@@ -144,8 +160,9 @@ impl Hints {
             self.workers = HashSet::new();
             self.everything = true;
         }
-        if self.slots.len() > OTHERS_MAX {
+        if self.slots.len() > OTHERS_MAX || self.came.len() > OTHERS_MAX {
             self.slots = HashSet::new();
+            self.came = HashSet::new();
         }
     }
 }
@@ -166,8 +183,13 @@ fn read(payload: &str) -> Option<Hint<'_>> {
         "worker" => WorkerId::parse(rest).ok().map(Hint::Worker),
         "slots" => {
             let words: Vec<_> = rest.split(' ').collect();
-            let pair =
-                |pair: &[&str]| Some((WorkerId::parse(pair.first()?).ok()?, task(pair.get(1)?)?));
+            let slot_task = |text: &str| match text.strip_prefix('+') {
+                Some(came) => task(came).map(SlotTask::Came),
+                None => task(text).map(SlotTask::Ended),
+            };
+            let pair = |pair: &[&str]| {
+                Some((WorkerId::parse(pair.first()?).ok()?, slot_task(pair.get(1)?)?))
+            };
             words.chunks(2).map(pair).collect::<Option<_>>().map(Hint::Slots)
         }
         "canary" => Some(Hint::Canary(rest)),
@@ -188,13 +210,13 @@ mod tests {
         assert_eq!(inbox.merge(&format!("tasks {a} {b}")), Merged::Hint);
         assert_eq!(inbox.merge(&format!("tasks {a}")), Merged::Hint);
         assert_eq!(inbox.merge("worker w-1"), Merged::Hint);
-        assert_eq!(inbox.merge(&format!("slots w-1 {a} w-2 {b}")), Merged::Hint);
+        assert_eq!(inbox.merge(&format!("slots w-1 {a} w-2 {b} w-1 +{b}")), Merged::Hint);
         assert_eq!(inbox.merge(&format!("slots w-1 {a} w-2")), Merged::Unreadable);
         assert_eq!(inbox.merge("canary x 1"), Merged::Canary("x 1"));
         assert_eq!(inbox.merge("tasks nonsense"), Merged::Unreadable);
         let hints = inbox.take().await;
         assert_eq!(hints.tasks, [a, b].into());
-        assert_eq!((hints.workers.len(), hints.slots.len()), (1, 2));
+        assert_eq!((hints.workers.len(), hints.slots.len(), hints.came.len()), (1, 2, 1));
     }
 
     #[tokio::test]

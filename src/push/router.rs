@@ -82,8 +82,8 @@ impl Router {
                 self.tell_cancelled(ids, &[]).await?;
             }
         }
-        if !hints.slots.is_empty() {
-            held::check(&self.store, &self.hub, hints.slots, true).await?;
+        if !hints.slots.is_empty() || !hints.came.is_empty() {
+            held::check(&self.store, &self.hub, &hints.slots, &hints.came, true).await?;
         }
         self.announce(hints.tasks.into_iter().collect()).await
     }
@@ -145,7 +145,7 @@ impl Router {
             }
         }
         // A claim that was ended for its worker has left its slot.
-        held::check(&self.store, &self.hub, told, false).await
+        held::check(&self.store, &self.hub, &told, &HashSet::new(), false).await
     }
 
     /// Looks after streams that want it, until shutdown: new ones, ones with room for more, and all

@@ -92,6 +92,8 @@ pub(super) enum Look<'a> {
     All(&'a [HeldClaim]),
     /// Whether it holds one task.
     Task(TaskId, Option<HeldClaim>),
+    /// It held this one, which has ended already; of what came after it nothing is known yet.
+    Passing(TaskId),
 }
 
 impl Slots {
@@ -256,6 +258,10 @@ impl Slots {
                     read = self.remove(task).and_then(|held| held.frame).map(|frame| frame.mark);
                 }
                 &found.into_iter().collect::<Vec<_>>()
+            }
+            Look::Passing(task) => {
+                self.insert(task, 0, false);
+                &[]
             }
         };
         let is_first = !self.is_known;

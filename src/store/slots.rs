@@ -30,13 +30,15 @@ pub struct HeldClaim {
     pub claim_id: Option<Uuid>,
 }
 
-/// Tasks whose claims a worker has ended or made where it has no stream.
+/// A claim that a worker has ended where it has no stream, and the one that came in its place.
 #[derive(Clone, Debug)]
 pub struct FreedAsk {
     /// The worker.
     pub worker_id: WorkerId,
-    /// The tasks.
-    pub tasks: Vec<TaskId>,
+    /// The task of the claim that has ended.
+    pub ended: TaskId,
+    /// The task that was claimed in the same call.
+    pub came: Option<TaskId>,
     /// The replica that says so.
     pub replica_id: ReplicaId,
 }
@@ -160,9 +162,15 @@ impl Batch for FreedBatch {
         let Some(replica) = ops.first().map(|op| op.replica_id) else {
             return Ok(Vec::new());
         };
-        let pairs = ops.iter().flat_map(|op| op.tasks.iter().map(|task| (&op.worker_id, task)));
-        let (workers, tasks): (Vec<_>, Vec<_>) =
-            pairs.map(|(worker, task)| (worker.as_str(), task.0)).unzip();
+        let (mut workers, mut tasks) = (Vec::new(), Vec::new());
+        for op in ops {
+            workers.push(op.worker_id.as_str());
+            tasks.push(op.ended.to_string());
+            if let Some(came) = op.came {
+                workers.push(op.worker_id.as_str());
+                tasks.push(format!("+{came}"));
+            }
+        }
         sqlx::query_file!("src/store/sql/slots_freed.sql", &workers as &[&str], &tasks, replica.0)
             .execute(&self.link)
             .await?;

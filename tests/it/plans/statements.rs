@@ -277,7 +277,7 @@ pub const STATEMENTS: &[Statement] = &[
         "256",
         600,
         256,
-        "plans.workers(1, 256, 2000), plans.ids(1, 256), plans.id(1)",
+        "plans.workers(1, 256, 2000), plans.ids(1, 256)::text[], plans.id(1)",
     ),
     of("slots_elsewhere", "one", 4, 1, "plans.workers(1, 1, 2000), plans.ids(9, 1)"),
     of("replica_heartbeat", "one", 6, 3, "plans.id(1), '127.0.0.1:1', '0.1.0', 15"),
