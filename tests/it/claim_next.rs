@@ -142,12 +142,13 @@ async fn who_waits_for_what_another_one_left_is_told_at_once() {
     };
     let insert = async {
         tokio::time::sleep(Duration::from_millis(900)).await;
-        // Told of the first one, the first of those who wait takes the second.
+        // Told of the first one, the first of those who wait takes the second or the third: these matter more
+        // to it, whichever of them another one is just taking.
         db.execute(
             "insert into tasks (title, codebase_id) values ('a', 'a');
              insert into tasks (title, codebase_id, priority) values ('b', 'b', 9);
              select pg_sleep(0.3);
-             insert into tasks (title, codebase_id) values ('b', 'b')",
+             insert into tasks (title, codebase_id, priority) values ('b', 'b', 5)",
         )
         .await;
     };
