@@ -10,7 +10,7 @@ use crate::domain::{Task, WorkerId};
 /// Candidates that are read beyond those that are wanted: rivals take some of them meanwhile.
 const CANDIDATES_SPARE: i64 = 64;
 /// How many candidates are read for each that is wanted.
-const CANDIDATES_PER_TASK: i64 = 4;
+const CANDIDATES_PER_TASK: i64 = 3;
 /// Bytes of prompts and metadata that one call gets, about: the first task comes whatever its size.
 const CLAIM_BYTES_MAX: i64 = 4 * 1024 * 1024;
 

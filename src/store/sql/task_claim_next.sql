@@ -32,14 +32,17 @@ with me as materialized (
 ), chosen as materialized (
     select t.id, best.priority, best.created_at, best.bytes
       from best
-      join tasks t on t.id = best.id
-     where t.claimed_by is null
-       and t.status = 'pending'
-       and t.run_at <= now()
-       and (t.expires_at is null or t.expires_at > now())
-     order by best.priority desc, best.created_at, best.id
+      -- Looked up and locked one by one, best first, until there are enough: no others.
+     cross join lateral (
+            select tasks.id
+              from tasks
+             where tasks.id = best.id
+               and tasks.claimed_by is null
+               and tasks.status = 'pending'
+               and tasks.run_at <= now()
+               and (tasks.expires_at is null or tasks.expires_at > now())
+               for no key update skip locked) as t
      limit $2
-       for no key update of t skip locked
 ), measured as (
     select id, sum(bytes) over (order by priority desc, created_at, id) - bytes as bytes_before from chosen
 ), winning as (
