@@ -191,7 +191,7 @@ async fn a_second_request_need_not_wait_for_the_first_ones_statement() {
     let first = ask(&group, 1);
     all_have_their_turn().await;
     let second = ask(&group, 2);
-    all_have_their_turn().await;
+    until(|| script.statements().len() == 2).await;
     assert_eq!(script.statements(), [[1], [2]]);
     script.open();
     assert_eq!((answer(first).await.unwrap(), answer(second).await.unwrap()), (1, 2));
