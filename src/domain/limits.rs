@@ -18,6 +18,8 @@ pub const JSON_BYTES_MAX: usize = 256 * 1024;
 pub const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a heartbeat's message.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// Claims that one call completes, at most.
+pub const COMPLETES_MAX: usize = 1_000;
 /// Tasks that one call may claim.
 pub const CLAIM_TASKS_MAX: i64 = 100;
 /// Seconds that a call may wait for a task to claim.

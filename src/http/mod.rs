@@ -4,6 +4,7 @@
 pub mod accept;
 mod claim_next;
 mod claims;
+mod complete_many;
 mod connection;
 mod events;
 mod extract;
@@ -152,6 +153,7 @@ pub fn router(app: App) -> Router {
         .merge(claims::router())
         .merge(finishes::router())
         .merge(claim_next::router())
+        .merge(complete_many::router())
         .merge(events::router())
         .merge(workers::router())
         .merge(stream::router())

@@ -62,7 +62,7 @@ struct Described {
 }
 
 #[derive(Serialize)]
-struct Wire {
+pub(super) struct Wire {
     r#type: String,
     title: &'static str,
     status: u16,
@@ -76,6 +76,13 @@ struct Wire {
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 impl Problem {
+    /// As it is sent, alone or in an answer about many things.
+    pub(super) fn wire(&self) -> Wire {
+        let Described { status, code, title, detail, more } = self.describe();
+        let r#type = format!("urn:taskwire:problem:{code}");
+        Wire { r#type, title, status: status.as_u16(), code, detail, more }
+    }
+
     /// Exhaustive on purpose: a new variant does not compile until it is described.
     #[expect(clippy::too_many_lines, reason = "a table, a row a problem")]
     fn describe(&self) -> Described {
@@ -375,9 +382,8 @@ impl IntoResponse for Problem {
         if let Self::Store(error @ StoreError::Fault(_)) = &self {
             tracing::error!("a request failed: {}", chain(error));
         }
-        let Described { status, code, title, detail, more } = self.describe();
-        let r#type = format!("urn:taskwire:problem:{code}");
-        let wire = Wire { r#type, title, status: status.as_u16(), code, detail, more };
+        let wire = self.wire();
+        let status = StatusCode::from_u16(wire.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(wire)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -70,6 +70,11 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/tasks/{id}/complete", &[WORKER, EPOCH, RESULT]),
     route(
         "POST",
+        "/v1/tasks/complete",
+        &[WORKER, ("tasks", r#"[{"task_id":"00000000-0000-4000-8000-000000000000"}]"#)],
+    ),
+    route(
+        "POST",
         "/v1/tasks/{id}/fail",
         &[WORKER, EPOCH, ERROR, ("retry", "true"), ("retry_after_seconds", "1")],
     ),

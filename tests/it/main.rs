@@ -16,6 +16,7 @@ mod bench;
 mod campaign;
 mod claim_next;
 mod claims;
+mod complete_many;
 mod embedded;
 mod events;
 mod examples;
