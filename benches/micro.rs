@@ -13,10 +13,11 @@ use taskwire::domain::{
     ConnectionId, Fanout, Routing, Status, Task, TaskId, TaskRouting, WorkerId,
 };
 use taskwire::metrics::Metrics;
+use taskwire::push::announcement::Announcement;
 use taskwire::push::frames::TaskFrames;
 use taskwire::push::hub::Hub;
 use taskwire::push::mailbox::Mailbox;
-use taskwire::push::stream::{Announcement, Stream};
+use taskwire::push::stream::Stream;
 use taskwire::push::window::{Offered, Verdict, Window};
 use taskwire::store::{PushTask, Ready};
 

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::doubts::ASKED_LATELY;
 use super::frames::End;
 use super::hub::Hub;
-use super::stream::{ASKED_LATELY, Stream};
+use super::stream::Stream;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError, report};
 

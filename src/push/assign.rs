@@ -16,9 +16,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, RwLock, Semaphore};
 use uuid::Uuid;
 
+use super::announcement::Announcement;
 use super::hub::Hub;
 use super::inbox::Inbox;
-use super::stream::{Announcement, Stream};
+use super::stream::Stream;
 use crate::domain::{ConnectionId, Fence, TaskId, WorkerId};
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, jittered};

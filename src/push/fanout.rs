@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use rand::seq::SliceRandom;
 
+use super::announcement::Announcement;
 use super::hub::Hub;
 use super::narrow::{Due, First};
 use super::router::Router;
-use super::stream::{Announcement, Rank, Stream};
+use super::stream::{Rank, Stream};
 use crate::domain::ReplicaId;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError, report};

@@ -116,7 +116,7 @@ pub(super) async fn check(
 impl Hub {
     /// The stream with slots that a worker has here. (Of two, the newer one ends the older at once.)
     pub(super) fn with_slots(&self, worker: &WorkerId) -> Option<Arc<Stream>> {
-        self.inner().of_worker(worker).into_iter().rfind(|stream| stream.has_slots)
+        self.index().of_worker(worker).into_iter().rfind(|stream| stream.has_slots)
     }
 
     /// A worker ended a claim, here: its slot is free, and it has read its stream so far. False: its stream

@@ -6,7 +6,7 @@
 //!
 //! Locks are taken in one order: the hub's, a stream's, its mailbox's.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::announcement::Announcement;
 use super::assign::Errands;
-use super::attention::Attention;
 use super::frames::End;
+use super::index::Index;
 use super::narrow::Narrow;
-use super::stream::{Announcement, Offer, Stream};
+use super::stream::{Offer, Stream};
 use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
 use crate::domain::{Asked, ConnectionId, Fanout, Routing, TaskId, WorkerId};
@@ -33,8 +34,8 @@ const AGES: std::ops::Range<f64> = 0.75..1.25;
 /// All streams of this replica.
 #[derive(Debug)]
 pub struct Hub {
-    inner: Mutex<Inner>,
-    attention: Notify,
+    index: Mutex<Index>,
+    pub(super) attention: Notify,
     departure: Notify,
     /// After how long streams are ended, about; zero: never.
     max_age: Duration,
@@ -47,24 +48,12 @@ pub struct Hub {
     pub(super) metrics: Arc<Metrics>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Inner {
-    streams: HashMap<ConnectionId, Arc<Stream>>,
-    /// The streams themselves: who announces need not look each one up.
-    by_codebase: HashMap<String, HashMap<ConnectionId, Arc<Stream>>>,
-    /// More than one only until the older one's end has come through Postgres.
-    by_worker: HashMap<WorkerId, Vec<ConnectionId>>,
-    attention: Attention,
-    /// Connections that ended, and whose presence is to end.
-    departed: Vec<(WorkerId, ConnectionId)>,
-}
-
 impl Hub {
     /// A hub without streams.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, max_age: Duration, fanout: Fanout) -> Self {
         Self {
-            inner: Mutex::default(),
+            index: Mutex::default(),
             attention: Notify::new(),
             departure: Notify::new(),
             max_age,
@@ -75,8 +64,8 @@ impl Hub {
         }
     }
 
-    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a stream: from now on it hears of what happens. Its backlog follows, read after this,
@@ -97,15 +86,15 @@ impl Hub {
             Arc::new(Stream::new(connection_id, routing, window_size, wants_task, slots, ages_at));
         stream.deliver(first);
         self.errands.opened(&stream);
-        let mut inner = self.inner();
-        inner.index(&stream, &codebases);
-        inner.by_worker.entry(worker_id).or_default().push(connection_id);
-        inner.streams.insert(connection_id, Arc::clone(&stream));
+        let mut index = self.index();
+        index.add(&stream, &codebases);
+        index.by_worker.entry(worker_id).or_default().push(connection_id);
+        index.streams.insert(connection_id, Arc::clone(&stream));
         // What changed since its row was written told nobody here: so presence and routing are
         // looked at as well.
-        inner.attention.ask(connection_id, true);
-        self.count(&inner);
-        drop(inner);
+        index.attention.ask(connection_id, true);
+        self.count(&index);
+        drop(index);
         self.attention.notify_one();
         stream
     }
@@ -113,29 +102,29 @@ impl Hub {
     /// Removes a stream whose connection is gone; its presence follows (see `presence`). False: it
     /// was removed before.
     pub fn unsubscribe(&self, stream: &Stream) -> bool {
-        let mut inner = self.inner();
-        if inner.streams.remove(&stream.connection_id).is_none() {
+        let mut index = self.index();
+        if index.streams.remove(&stream.connection_id).is_none() {
             return false;
         }
-        inner.unindex(stream.connection_id, &stream.routing().codebases);
-        inner.attention.forget(stream.connection_id);
-        if let Some(own) = inner.by_worker.get_mut(&stream.worker_id) {
+        index.remove(stream.connection_id, &stream.routing().codebases);
+        index.attention.forget(stream.connection_id);
+        if let Some(own) = index.by_worker.get_mut(&stream.worker_id) {
             own.retain(|id| *id != stream.connection_id);
             if own.is_empty() {
-                inner.by_worker.remove(&stream.worker_id);
+                index.by_worker.remove(&stream.worker_id);
             }
         }
-        inner.departed.push((stream.worker_id.clone(), stream.connection_id));
-        self.count(&inner);
-        drop(inner);
+        index.departed.push((stream.worker_id.clone(), stream.connection_id));
+        self.count(&index);
+        drop(index);
         self.departure.notify_one();
         self.narrow.left_by(stream);
         self.slots_ended(stream);
         true
     }
 
-    fn count(&self, inner: &Inner) {
-        self.metrics.streams_open.set(i64::try_from(inner.streams.len()).unwrap_or(i64::MAX));
+    fn count(&self, index: &Index) {
+        self.metrics.streams_open.set(i64::try_from(index.streams.len()).unwrap_or(i64::MAX));
     }
 
     /// Tells the streams that a task is for, all or a few of them first, and one of the calls that wait.
@@ -188,12 +177,12 @@ impl Hub {
         from: usize,
         count: usize,
     ) -> (usize, Vec<Arc<Stream>>) {
-        let inner = self.inner();
+        let index = self.index();
         let codebase = &task.push.task.codebase_id;
         let streams = if is_for_all(codebase) {
-            Some(&inner.streams)
+            Some(&index.streams)
         } else {
-            inner.by_codebase.get(codebase)
+            index.by_codebase.get(codebase)
         };
         let Some(streams) = streams.filter(|streams| !streams.is_empty()) else {
             return (0, Vec::new());
@@ -204,15 +193,15 @@ impl Hub {
     }
 
     pub(super) fn concerned(&self, task: &Announcement) -> Vec<Arc<Stream>> {
-        let inner = self.inner();
+        let index = self.index();
         let codebase = &task.push.task.codebase_id;
         if let Some(worker) = &task.push.task.target_worker_id {
-            return WorkerId::parse(worker).map(|id| inner.of_worker(&id)).unwrap_or_default();
+            return WorkerId::parse(worker).map(|id| index.of_worker(&id)).unwrap_or_default();
         }
         if is_for_all(codebase) {
-            return inner.streams.values().cloned().collect();
+            return index.streams.values().cloned().collect();
         }
-        inner.by_codebase.get(codebase).into_iter().flat_map(HashMap::values).cloned().collect()
+        index.by_codebase.get(codebase).into_iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// Counts tasks that a worker was told of.
@@ -229,7 +218,7 @@ impl Hub {
     /// its stream is not here.
     pub fn asked(&self, worker: &WorkerId, asked: Asked) -> bool {
         let now = std::time::Instant::now();
-        let streams = self.inner().of_worker(worker);
+        let streams = self.index().of_worker(worker);
         for stream in &streams {
             match asked {
                 Asked::Task(task) => stream.prove(task, now),
@@ -241,7 +230,7 @@ impl Hub {
 
     /// A worker acted on a task that it may have been told of: its window has room for another.
     pub fn acted(&self, worker: &WorkerId, task: TaskId) {
-        let streams = self.inner().of_worker(worker);
+        let streams = self.index().of_worker(worker);
         for stream in streams {
             if stream.settle(task) {
                 self.refill_one(stream.connection_id);
@@ -252,7 +241,7 @@ impl Hub {
     /// A worker could not claim a task because somebody had its row locked: the task may stay claimable,
     /// and is to be told again soon.
     pub fn missed(&self, worker: &WorkerId, task: TaskId) {
-        let streams = self.inner().of_worker(worker);
+        let streams = self.index().of_worker(worker);
         for stream in streams {
             stream.hasten(task);
             if stream.wants_more() {
@@ -268,98 +257,19 @@ impl Hub {
 
     /// Sends a worker, if it is connected here, a frame of its own.
     pub fn deliver(&self, worker: &WorkerId, frame: &Bytes) {
-        for stream in self.inner().of_worker(worker) {
+        for stream in self.index().of_worker(worker) {
             stream.deliver(frame.clone());
-        }
-    }
-
-    /// Has the streams of some workers looked at, presence and routing too.
-    pub fn review_workers(&self, workers: &HashSet<WorkerId>) {
-        self.waiters.reroute(Some(workers));
-        self.pay_attention(true, |inner| {
-            workers.iter().filter_map(|id| inner.by_worker.get(id)).flatten().copied().collect()
-        });
-    }
-
-    /// Has all streams looked at, presence and routing too.
-    pub fn review_all(&self) {
-        self.waiters.reroute(None);
-        self.pay_attention(true, |inner| inner.streams.keys().copied().collect());
-    }
-
-    /// Has the backlog read again of all streams, or of those of some codebases.
-    pub fn refill(&self, codebases: Option<&HashSet<String>>) {
-        let named = codebases.filter(|ids| !ids.iter().any(|id| is_for_all(id)));
-        self.waiters.wake_all(named);
-        self.pay_attention(false, |inner| match named {
-            Some(codebases) => codebases
-                .iter()
-                .filter_map(|id| inner.by_codebase.get(id))
-                .flat_map(HashMap::keys)
-                .copied()
-                .collect(),
-            None => inner.streams.keys().copied().collect(),
-        });
-    }
-
-    /// Has the backlog of one stream read (again).
-    pub fn refill_one(&self, connection: ConnectionId) {
-        self.pay_attention(false, |_| vec![connection]);
-    }
-
-    fn pay_attention(&self, review: bool, to: impl FnOnce(&Inner) -> Vec<ConnectionId>) {
-        let mut inner = self.inner();
-        for id in to(&inner) {
-            if let Some(stream) = inner.streams.get(&id) {
-                stream.expect_more();
-                inner.attention.ask(id, review);
-            }
-        }
-        let wake = !inner.attention.is_empty();
-        drop(inner);
-        if wake {
-            self.attention.notify_one();
-        }
-    }
-
-    /// Up to `max` streams that want to be looked at, each with whether to review it; waits for one.
-    pub async fn next_attention(&self, max: usize) -> Vec<(Arc<Stream>, bool)> {
-        loop {
-            let mut batch = Vec::new();
-            let more = {
-                let mut inner = self.inner();
-                while batch.len() < max
-                    && let Some((id, review)) = inner.attention.next()
-                {
-                    batch.extend(inner.streams.get(&id).map(|stream| (Arc::clone(stream), review)));
-                }
-                !inner.attention.is_empty()
-            };
-            if more {
-                self.attention.notify_one();
-            }
-            if !batch.is_empty() {
-                return batch;
-            }
-            self.attention.notified().await;
-        }
-    }
-
-    /// Puts streams back whose look failed.
-    pub fn again(&self, streams: &[(Arc<Stream>, bool)]) {
-        for (stream, review) in streams {
-            self.pay_attention(*review, |_| vec![stream.connection_id]);
         }
     }
 
     /// Routes a stream anew.
     pub fn reroute(&self, stream: &Stream, routing: &Routing) {
-        let mut inner = self.inner();
+        let mut index = self.index();
         if let Some(before) = stream.reroute(routing)
-            && let Some(stream) = inner.streams.get(&stream.connection_id).cloned()
+            && let Some(stream) = index.streams.get(&stream.connection_id).cloned()
         {
-            inner.unindex(stream.connection_id, &before.codebases);
-            inner.index(&stream, &routing.codebases);
+            index.remove(stream.connection_id, &before.codebases);
+            index.add(&stream, &routing.codebases);
         }
     }
 
@@ -391,17 +301,17 @@ impl Hub {
 
     /// All streams, in no order.
     pub(super) fn streams(&self) -> Vec<Arc<Stream>> {
-        self.inner().streams.values().cloned().collect()
+        self.index().streams.values().cloned().collect()
     }
 
     /// Connections that ended, once there are some.
     pub async fn departed(&self) -> Vec<(WorkerId, ConnectionId)> {
         loop {
             let (departed, more) = {
-                let mut inner = self.inner();
-                let count = inner.departed.len().min(DEPARTURES_MAX);
-                let departed: Vec<_> = inner.departed.drain(..count).collect();
-                (departed, !inner.departed.is_empty())
+                let mut index = self.index();
+                let count = index.departed.len().min(DEPARTURES_MAX);
+                let departed: Vec<_> = index.departed.drain(..count).collect();
+                (departed, !index.departed.is_empty())
             };
             if more {
                 self.departure.notify_one();
@@ -415,13 +325,13 @@ impl Hub {
 
     /// Has the presence of connections ended that are no streams here.
     pub fn depart(&self, connections: Vec<(WorkerId, ConnectionId)>) {
-        let mut inner = self.inner();
+        let mut index = self.index();
         for (worker, connection) in connections {
-            if !inner.streams.contains_key(&connection) {
-                inner.departed.push((worker, connection));
+            if !index.streams.contains_key(&connection) {
+                index.departed.push((worker, connection));
             }
         }
-        drop(inner);
+        drop(index);
         self.departure.notify_one();
     }
 
@@ -433,43 +343,18 @@ impl Hub {
 
     /// Whether a stream is open still.
     pub(super) fn has(&self, stream: &Stream) -> bool {
-        self.inner().streams.contains_key(&stream.connection_id)
+        self.index().streams.contains_key(&stream.connection_id)
     }
 
     /// How many streams are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.inner().streams.len()
+        self.index().streams.len()
     }
 
     /// Whether no stream is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-impl Inner {
-    fn index(&mut self, stream: &Arc<Stream>, codebases: &[String]) {
-        for codebase in codebases {
-            let streams = self.by_codebase.entry(codebase.clone()).or_default();
-            streams.insert(stream.connection_id, Arc::clone(stream));
-        }
-    }
-
-    fn unindex(&mut self, connection: ConnectionId, codebases: &[String]) {
-        for codebase in codebases {
-            if let Some(streams) = self.by_codebase.get_mut(codebase) {
-                streams.remove(&connection);
-                if streams.is_empty() {
-                    self.by_codebase.remove(codebase);
-                }
-            }
-        }
-    }
-
-    pub(super) fn of_worker(&self, worker: &WorkerId) -> Vec<Arc<Stream>> {
-        let ids = self.by_worker.get(worker).into_iter().flatten();
-        ids.filter_map(|id| self.streams.get(id).cloned()).collect()
     }
 }

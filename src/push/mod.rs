@@ -13,13 +13,16 @@
 //! No handler pushes to a stream: a task reaches the workers of its own replica by this path too.
 
 pub mod age;
+pub mod announcement;
 pub mod assign;
 mod attention;
+mod doubts;
 pub mod fanout;
 pub mod frames;
 pub mod held;
 pub mod hub;
 pub mod inbox;
+mod index;
 pub mod listener;
 pub mod mailbox;
 mod narrow;
@@ -33,5 +36,6 @@ pub mod stuck;
 pub mod sweep;
 pub mod unread;
 pub mod waiters;
+mod waiting;
 pub mod watch;
 pub mod window;

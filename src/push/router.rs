@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::announcement::Announcement;
 use super::frames::{self, End};
 use super::held;
 use super::hub::Hub;
 use super::inbox::{Hints, Inbox};
-use super::stream::{Announcement, Refill, Stream};
+use super::stream::{Refill, Stream};
 use crate::domain::{ReplicaId, Routing, TaskId, WorkerId};
 use crate::shutdown::Shutdown;
 use crate::store::{PushTask, Ready, Store, StoreError, report};

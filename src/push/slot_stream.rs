@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::announcement::Announcement;
 use super::frames;
 use super::slots::{Frame, Look, Slots, new_claim_id};
-use super::stream::{Announcement, State, Stream};
+use super::stream::{State, Stream};
 use super::unread::on_the_way;
 use crate::domain::TaskId;
 use crate::store::Claimed;

@@ -1,53 +1,24 @@
 //! One open stream: what its worker was told of, and what waits for it in Postgres.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::frames::{self, TaskFrames};
+use super::announcement::Announcement;
+use super::doubts::ASKED_LATELY;
+use super::frames;
 use super::mailbox::Mailbox;
 use super::slots::Slots;
 use super::unread::on_the_way;
+use super::waiting::Waiting;
 use super::window::{Offered, Verdict, Window};
 use crate::domain::{ConnectionId, Routing, TaskId, WorkerId};
-use crate::store::{PushTask, Ready};
+use crate::store::Ready;
 
 /// A stream that is old enough to end and did not is old enough again after this long.
 const AGE_TRY_AGAIN: Duration = Duration::from_mins(1);
-
-/// A worker that holds no claim for so long is taken to read.
-const RESTS_FOR: Duration = Duration::from_secs(2);
-/// A call for the best may wait for 60 s, and is heard of from another replica some seconds later.
-pub(super) const ASKED_LATELY: Duration = Duration::from_secs(75);
-
-/// A claimable task with its frames, ready for any number of streams.
-#[derive(Debug)]
-pub struct Announcement {
-    pub(super) push: PushTask,
-    frames: TaskFrames,
-}
-
-impl Announcement {
-    /// Makes the frames.
-    #[must_use]
-    pub fn new(push: PushTask) -> Self {
-        let frames = TaskFrames::new(&push);
-        Self { push, frames }
-    }
-
-    /// Which announcement of which task it is.
-    #[must_use]
-    pub fn ready(&self) -> Ready {
-        Ready { id: self.push.task.id, xid: self.push.ready_xid }
-    }
-
-    fn priority(&self) -> i32 {
-        self.push.task.priority
-    }
-}
 
 /// One open stream.
 #[derive(Debug)]
@@ -77,9 +48,9 @@ pub(super) struct State {
     /// Nothing more is announced: it is about to end.
     pub(super) is_retiring: bool,
     /// When it is old enough to end.
-    ages_at: Option<Instant>,
+    pub(super) ages_at: Option<Instant>,
     /// Since when its worker has held no claim, as far as Postgres was asked.
-    rests_since: Option<Instant>,
+    pub(super) rests_since: Option<Instant>,
     /// Its worker holds a claim, as far as Postgres was asked.
     is_busy: bool,
     /// When its worker asked for whatever is best, here.
@@ -88,44 +59,9 @@ pub(super) struct State {
     taken: Option<(u64, Instant)>,
 }
 
-/// What is held back: it stays in Postgres, and is read from there when there is room.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    /// Grows with each task that is held back.
-    pub(super) held_back: u64,
-    /// `held_back` as it was when the backlog was last read to its end.
-    pub(super) settled: u64,
-    /// The highest priority of what is held back. A new task that matters no more waits behind it,
-    /// or arrivals would starve the backlog.
-    behind: Option<i32>,
-    /// The same, of what was held back since the present read of the backlog began.
-    behind_next: Option<i32>,
-}
-
-impl Waiting {
-    pub(super) fn hold(&mut self, priority: Option<i32>) {
-        self.held_back += 1;
-        self.behind = self.behind.max(priority);
-        self.behind_next = self.behind_next.max(priority);
-    }
-
-    pub(super) fn is_any(&self) -> bool {
-        self.held_back > self.settled
-    }
-
-    /// Whether a task matters more than all that is held back.
-    fn is_urgent(&self, priority: i32) -> bool {
-        self.is_any() && self.behind.is_some_and(|behind| priority > behind)
-    }
-
-    fn goes_before(&self, priority: i32) -> bool {
-        self.is_any() && self.behind >= Some(priority)
-    }
-}
-
 impl State {
     /// Whether its worker may be about to hold what it asked for without reading.
-    fn asked_lately(&self, now: Instant) -> bool {
+    pub(super) fn asked_lately(&self, now: Instant) -> bool {
         self.best_at.is_some_and(|at| now.saturating_duration_since(at) < ASKED_LATELY)
     }
 
@@ -371,33 +307,6 @@ impl Stream {
         self.state().best_at = Some(now);
     }
 
-    /// What Postgres said of its worker's claims at that time. One that holds none at two looks has read
-    /// what it was told before the first of them; or if it has not, a full socket costs it no claim.
-    pub(super) fn look_at_claims(&self, at: Instant, holds: bool) {
-        let mut state = self.state();
-        match state.rests_since {
-            _ if holds => state.rests_since = None,
-            None => state.rests_since = Some(at),
-            Some(since) if at.saturating_duration_since(since) >= RESTS_FOR => {
-                let until = at.checked_sub(RESTS_FOR).unwrap_or(since);
-                state.window.prove_until(until);
-                state.rest(until);
-            }
-            Some(_) => {}
-        }
-    }
-
-    /// Whether it is known that its worker has held no claim for a while.
-    pub(super) fn rests(&self, now: Instant) -> bool {
-        let rests = |since| now.saturating_duration_since(since) >= RESTS_FOR;
-        self.state().rests_since.is_some_and(rests)
-    }
-
-    /// Whether its worker asked for whatever is best of late, here.
-    pub(super) fn has_asked_lately(&self, now: Instant) -> bool {
-        self.state().asked_lately(now)
-    }
-
     /// Whether it is about to end.
     pub(super) fn is_retiring(&self) -> bool {
         self.state().is_retiring
@@ -406,49 +315,6 @@ impl Stream {
     /// The worker could not claim a task because its row was locked.
     pub(super) fn hasten(&self, task: TaskId) {
         self.state().window.hasten(task, Instant::now());
-    }
-
-    /// What is to be looked up: all of a full window while more waits, and what is to be repeated.
-    pub(super) fn doubts(&self, now: Instant) -> Doubts {
-        let mut state = self.state();
-        let repeats = state.window.to_repeat(now);
-        let is_any = state.waiting.is_any();
-        let check = if is_any && !state.window.has_room() {
-            state.window.outstanding().collect()
-        } else {
-            repeats.clone()
-        };
-        let waits_for_proof = state.window.waits_for_proof() || state.slots_wait_for_proof();
-        if !waits_for_proof && state.ages_at.is_none_or(|at| at > now) {
-            state.rests_since = None;
-        }
-        Doubts { check, repeats, waits_for_proof }
-    }
-
-    /// Takes what was looked up and can no longer be claimed out of the window. What this worker
-    /// `won`, on whatever replica, it has read of.
-    pub(super) fn clear(
-        &self,
-        asked: &HashSet<Ready>,
-        still: &HashSet<Ready>,
-        won: &HashMap<TaskId, String>,
-    ) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let gone: Vec<_> = state
-            .window
-            .outstanding()
-            .filter(|ready| asked.contains(ready) && !still.contains(ready))
-            .collect();
-        for ready in gone {
-            // By its id, unless it is one that asks for the best. If it does that elsewhere only, it is given
-            // more credit than it should have.
-            let is_own = won.get(&ready.id).is_some_and(|owner| owner == self.worker_id.as_str());
-            if is_own && !state.asked_lately(now) {
-                state.window.prove(ready.id, now);
-            }
-            state.window.settle(ready.id);
-        }
     }
 
     /// Since when it is old enough to end, if it is.
@@ -491,15 +357,4 @@ impl Stream {
         let mut state = self.state();
         (state.routing != *routing).then(|| std::mem::replace(&mut state.routing, routing.clone()))
     }
-}
-
-/// What a stream is not sure of any more.
-#[derive(Debug)]
-pub(super) struct Doubts {
-    /// To be looked up.
-    pub(super) check: Vec<Ready>,
-    /// To be told again if it can still be claimed.
-    pub(super) repeats: Vec<Ready>,
-    /// More waits until the worker is proven to have read what it was told.
-    pub(super) waits_for_proof: bool,
 }

@@ -14,7 +14,7 @@ async fn three_claims(replica: &Replica) -> Vec<Value> {
     claimed["tasks"].as_array().unwrap().clone()
 }
 
-fn done(task: &Value, result: Value) -> Value {
+fn done(task: &Value, result: &Value) -> Value {
     json!({"task_id": task["id"], "claim_epoch": task["claim_epoch"], "result": result})
 }
 
@@ -27,10 +27,10 @@ async fn many_claims_end_in_one_call_and_what_was_lost_is_refused_alone() {
     replica.finish("release", lost, "w", json!({})).await.expect(200);
     let nowhere = json!({"task_id": "00000000-0000-4000-8000-000000000000"});
     let tasks = [
-        done(&claims[0], json!(0)),
-        done(&claims[1], json!(1)),
+        done(&claims[0], &json!(0)),
+        done(&claims[1], &json!(1)),
         nowhere,
-        done(&claims[2], json!(2)),
+        done(&claims[2], &json!(2)),
     ];
     let body = json!({"worker_id": "w", "tasks": tasks});
     // The repetition of a call whose answer was lost says the same.
@@ -60,8 +60,8 @@ async fn a_list_that_is_not_valid_ends_nothing() {
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     let claims = three_claims(&replica).await;
-    let good = done(&claims[0], Value::Null);
-    let too_large = done(&claims[1], json!("x".repeat(300 * 1024)));
+    let good = done(&claims[0], &Value::Null);
+    let too_large = done(&claims[1], &json!("x".repeat(300 * 1024)));
     for (bad, status) in [
         (json!([good, too_large]), 422),
         (json!([good, {"task_id": "x"}]), 404),

@@ -1,0 +1,30 @@
+//! A claimable task as it is told.
+
+use super::frames::TaskFrames;
+use crate::store::{PushTask, Ready};
+
+/// A claimable task with its frames, ready for any number of streams.
+#[derive(Debug)]
+pub struct Announcement {
+    pub(super) push: PushTask,
+    pub(super) frames: TaskFrames,
+}
+
+impl Announcement {
+    /// Makes the frames.
+    #[must_use]
+    pub fn new(push: PushTask) -> Self {
+        let frames = TaskFrames::new(&push);
+        Self { push, frames }
+    }
+
+    /// Which announcement of which task it is.
+    #[must_use]
+    pub fn ready(&self) -> Ready {
+        Ready { id: self.push.task.id, xid: self.push.ready_xid }
+    }
+
+    pub(super) fn priority(&self) -> i32 {
+        self.push.task.priority
+    }
+}
