@@ -80,7 +80,7 @@ async fn claim_next(
         let until = Instant::now() + Duration::from_secs_f64(body.wait);
         wait_for_some(&app, &ask, until).await?
     } else {
-        let tasks = look(&app, &ask, &app.claims).await?;
+        let tasks = look(&app, &ask, &app.claims, TURN_WAIT).await?;
         if tasks.is_empty() {
             routing_of(&app, &ask.worker_id).await?;
         }
@@ -107,7 +107,7 @@ async fn wait_for_some(
             waiter.reroute(routing_of(app, &ask.worker_id).await?);
         }
         let ends = app.shutdown.is_draining() || Instant::now() >= until;
-        let is_soon = match look(app, ask, turns).await {
+        let is_soon = match look(app, ask, turns, TURN_WAIT).await {
             Ok(tasks) if !tasks.is_empty() => {
                 waiter.leave_with(&tasks.iter().map(|answer| answer.task.id).collect());
                 return Ok(tasks);
@@ -143,7 +143,7 @@ async fn wait_for_some(
 
 /// Whether there is a task that the worker could claim, as far as can be seen without a lock.
 async fn is_something_there(app: &App, worker_id: &WorkerId) -> bool {
-    let Ok(_turn) = turn(&app.claims).await else { return true };
+    let Ok(_turn) = turn(&app.claims, TURN_WAIT).await else { return true };
     let backlog = app.store.push_backlog(std::slice::from_ref(worker_id), 1).await;
     backlog.is_ok_and(|backlogs| backlogs.iter().any(|backlog| !backlog.is_empty()))
 }
@@ -163,13 +163,13 @@ async fn gone(app: &App, waiter: &Waiter) -> HashSet<TaskId> {
 }
 
 /// Waits for a turn: a crowd of calls must not take all connections of the pool.
-async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
-    let turn = timeout(TURN_WAIT, Arc::clone(turns).acquire_owned()).await;
+async fn turn(turns: &Arc<Semaphore>, wait: Duration) -> Result<OwnedSemaphorePermit, Problem> {
+    let turn = timeout(wait, Arc::clone(turns).acquire_owned()).await;
     turn.ok().and_then(Result::ok).ok_or(Problem::Store(StoreError::Busy))
 }
 
 async fn routing_of(app: &App, worker_id: &WorkerId) -> Result<Routing, Problem> {
-    let _turn = turn(&app.claims).await?;
+    let _turn = turn(&app.claims, TURN_WAIT).await?;
     let found = app.store.stream_review(std::slice::from_ref(worker_id)).await?;
     found
         .into_iter()
@@ -183,8 +183,9 @@ pub(super) async fn look(
     app: &App,
     ask: &NextAsk,
     turns: &Arc<Semaphore>,
+    wait: Duration,
 ) -> Result<Vec<ClaimAnswer>, Problem> {
-    let turn = turn(turns).await?;
+    let turn = turn(turns, wait).await?;
     let (answer, answered) = oneshot::channel();
     let (own_app, own_ask) = (app.clone(), ask.clone());
     tokio::spawn(async move {

@@ -67,13 +67,10 @@ async fn claim_one(app: &App, ask: ClaimAsk) -> Result<ClaimAnswer, Problem> {
         app.seen.note_asked(&worker_id, Asked::Task(task_id));
     }
     // A claim that another one is about to win is not settled yet: the task may stay claimable.
-    if matches!(claim, Claim::Taken { by: None }) {
-        app.hub.missed(&worker_id, task_id);
-    } else {
-        app.hub.acted(&worker_id, task_id);
-    }
-    if matches!(claim, Claim::NotRouted | Claim::UnknownWorker) {
-        app.hub.declined(task_id);
+    match claim {
+        Claim::Taken { by: None } => app.hub.missed(&worker_id, task_id),
+        Claim::NotRouted | Claim::UnknownWorker => app.hub.declined(&worker_id, task_id),
+        _ => app.hub.acted(&worker_id, task_id),
     }
     let (outcome, answer) = match claim {
         Claim::Claimed(claimed) => {

@@ -7,6 +7,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::App;
@@ -16,7 +17,12 @@ use super::extract::{Caller, MaybeJsonBody, Params, TaskInPath};
 use super::problem::Problem;
 use crate::domain::limits::{self, ERROR_BYTES_MAX, Invalid, RETRY_AFTER_SECONDS_MAX, cut};
 use crate::domain::{Fence, Status, TaskId, WorkerId};
+use crate::push::slots::GONE_FOR;
 use crate::store::{Finish, FinishAsk, Finished, FreedAsk, NextAsk, StoreError, Verb};
+
+/// How long the claim of the next task waits for its turn. Less than a slot stays reserved on another replica.
+const NEXT_TURN_WAIT: Duration = Duration::from_millis(500);
+const _: () = assert!(NEXT_TURN_WAIT.as_millis() < GONE_FOR.as_millis());
 
 pub(super) fn router() -> Router<App> {
     Router::new()
@@ -90,8 +96,9 @@ fn wants_next(text: Option<&str>) -> Result<bool, Problem> {
     }
 }
 
-/// Completes, and then claims the best task that there is for the worker. The complete stands whatever
-/// becomes of that.
+/// Completes, and then claims the best task that there is for the worker. When nobody knows what became of that
+/// claim the call is refused, and its repetition finds both: a task must not stay with a worker that was not
+/// told of it.
 async fn complete_for_next(
     app: App,
     task_id: TaskId,
@@ -105,12 +112,14 @@ async fn complete_for_next(
     // The repetition of a call whose answer was lost gets the same task.
     let claim_id = Some(next_claim_id(task_id, epoch));
     let ask = NextAsk { worker_id: worker_id.clone(), count: 1, claim_id };
-    let next = if app.shutdown.is_draining() {
-        None
-    } else {
-        claim_next::look(&app, &ask, &app.claims).await.ok().and_then(|mut tasks| tasks.pop())
+    let next = match claim_next::look(&app, &ask, &app.claims, NEXT_TURN_WAIT).await {
+        Ok(mut tasks) => Ok(tasks.pop()),
+        // It was claimed before, and has ended since.
+        Err(Problem::ClaimIdSpent) => Ok(None),
+        Err(problem) => Err(problem),
     };
-    let came = next.as_ref().map(|next| (next.task.id, next.task.claim_epoch));
+    let came = next.as_ref().ok().and_then(|next| next.as_ref());
+    let came = came.map(|next| (next.task.id, next.task.claim_epoch));
     if let Some(slot) = slot {
         app.hub.next_came(slot, came);
     } else {
@@ -118,7 +127,7 @@ async fn complete_for_next(
         let came = came.map(|(id, _)| id);
         tell_elsewhere(app, worker_id, task_id, came).await;
     }
-    Ok(CompleteAnswer { finish, next: Some(NextTask(next)) })
+    Ok(CompleteAnswer { finish, next: Some(NextTask(next?)) })
 }
 
 /// The id of the claim that follows a claim.
@@ -213,7 +222,8 @@ async fn release(
     finish(&app, task_id, worker_id, body.claim_epoch, Verb::Release).await.map(Json)
 }
 
-/// Ends a claim, and tells whoever has the worker's stream.
+/// Ends a claim, and tells whoever has the worker's stream. In a task of its own: a client that hangs up must
+/// not leave a slot taken.
 pub(super) async fn finish(
     app: &App,
     task_id: TaskId,
@@ -221,12 +231,19 @@ pub(super) async fn finish(
     claim_epoch: Option<i64>,
     verb: Verb,
 ) -> Result<FinishAnswer, Problem> {
-    let answer = end(app, task_id, &worker_id, claim_epoch, verb).await?;
-    if !app.hub.finished(&worker_id, task_id, answer.claim_epoch) {
-        // Nobody waits for it.
-        tokio::spawn(tell_elsewhere(app.clone(), worker_id, task_id, None));
-    }
-    Ok(answer)
+    let app = app.clone();
+    let (answer, answered) = oneshot::channel();
+    tokio::spawn(async move {
+        let ended = end(&app, task_id, &worker_id, claim_epoch, verb).await;
+        let epoch = ended.as_ref().ok().map(|ended| ended.claim_epoch);
+        let is_here = epoch.is_none_or(|epoch| app.hub.finished(&worker_id, task_id, epoch));
+        let _ = answer.send(ended);
+        if !is_here {
+            // Nobody waits for it.
+            tell_elsewhere(app, worker_id, task_id, None).await;
+        }
+    });
+    answered.await.unwrap_or(Err(Problem::Store(StoreError::Busy)))
 }
 
 async fn end(

@@ -28,6 +28,8 @@ impl Stream {
     /// what it was told before the first of them; or if it has not, a full socket costs it no claim.
     pub(super) fn look_at_claims(&self, at: Instant, holds: bool) {
         let mut state = self.state();
+        // What it was not told of yet it is not at work on.
+        let holds = holds && state.slots.as_ref().is_none_or(|slots| slots.is_any_known());
         match state.rests_since {
             _ if holds => state.rests_since = None,
             None => state.rests_since = Some(at),

@@ -20,10 +20,11 @@ use rand::seq::SliceRandom;
 
 use super::announcement::Announcement;
 use super::hub::Hub;
-use super::narrow::{Due, First};
+use super::narrow::{Due, First, LOOKUP_MAX};
 use super::router::Router;
 use super::stream::{Rank, Stream};
 use crate::domain::ReplicaId;
+use crate::domain::routing::is_for_all;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError, report};
 
@@ -77,11 +78,12 @@ impl Hub {
         self.narrow.note(task.ready(), told, is_all);
     }
 
-    /// No offer falls to this replica. But where few streams match, those of the others may not match at
-    /// all: so one of them is told.
+    /// No offer falls to this replica. But the lot is drawn among all streams, and where few match here, or not
+    /// all streams do, those of the others may not match at all: so one of them is told.
     fn offer_in_doubt(&self, task: &Announcement, count: u32) -> (u32, bool) {
         let (ranked, is_all) = self.compare(task, usize::try_from(count).unwrap_or(usize::MAX));
-        let is_in_doubt = is_all && ranked.len() <= usize::try_from(count).unwrap_or(usize::MAX);
+        let is_few = is_all && ranked.len() <= usize::try_from(count).unwrap_or(usize::MAX);
+        let is_in_doubt = is_few || !is_for_all(&task.push.task.codebase_id);
         if is_in_doubt { (self.offer_in_order(task, ranked, 1), false) } else { (0, false) }
     }
 
@@ -158,7 +160,8 @@ pub async fn run(
             let pause = match widen(&store, &router, &due).await {
                 Ok(()) => {
                     hub.narrow.forget(&due);
-                    LOOK_AFTER
+                    // More than one statement asks about wait already.
+                    if due.len() == LOOKUP_MAX { Duration::ZERO } else { LOOK_AFTER }
                 }
                 Err(error) => {
                     report("could not look up what was offered to few", &error);

@@ -144,7 +144,15 @@ impl Hub {
     pub fn next_came(&self, slot: NextSlot, next: Option<(TaskId, i64)>) {
         let NextSlot { stream, claim_id } = slot;
         match next {
-            Some((task, epoch)) => stream.hold(task, epoch, Some(claim_id)),
+            Some((task, epoch)) => {
+                stream.hold(task, epoch, Some(claim_id));
+                // Its worker has begun anew meanwhile: the answer may be to nobody.
+                let newer = self.with_slots(&stream.worker_id);
+                if let Some(newer) = newer.filter(|newer| !Arc::ptr_eq(newer, &stream)) {
+                    newer.owe(task, epoch);
+                    self.fill(&newer);
+                }
+            }
             None => stream.give_up(claim_id),
         }
         self.fill(&stream);

@@ -250,9 +250,16 @@ impl Hub {
         }
     }
 
-    /// A worker may not claim a task that it has heard of: the task is to be offered to others soon.
-    pub fn declined(&self, task: TaskId) {
+    /// A worker may not claim a task that it has heard of: the task is to be offered to others soon, and is news
+    /// to this one should it be for it again.
+    pub fn declined(&self, worker: &WorkerId, task: TaskId) {
         self.narrow.hasten(task);
+        let streams = self.index().of_worker(worker);
+        for stream in streams {
+            if stream.unsay(task) {
+                self.refill_one(stream.connection_id);
+            }
+        }
     }
 
     /// Sends a worker, if it is connected here, a frame of its own.

@@ -60,9 +60,14 @@ impl Mailbox {
         Some(number)
     }
 
-    /// Takes nothing more in.
+    /// Takes nothing more in, and gives nothing more out.
     pub fn shut(&self) {
-        self.lock().is_closed = true;
+        let mut state = self.lock();
+        state.is_closed = true;
+        state.frames.clear();
+        state.bytes = 0;
+        drop(state);
+        self.taker.wake();
     }
 
     /// Whether it takes nothing more in.
@@ -143,5 +148,16 @@ mod tests {
         assert_eq!(take(&mailbox), Poll::Ready(Some(frame)));
         assert_eq!(take(&mailbox), Poll::Ready(Some(Bytes::from_static(b"end"))));
         assert_eq!(take(&mailbox), Poll::Ready(None));
+    }
+
+    #[test]
+    fn a_mailbox_that_was_shut_gives_nothing_more_out() {
+        let mailbox = Mailbox::default();
+        assert_eq!(mailbox.put_one(Bytes::from_static(b"a")), Some(0));
+        assert!(take(&mailbox).is_ready());
+        assert_eq!(mailbox.put_one(Bytes::from_static(b"b")), Some(1));
+        mailbox.shut();
+        assert_eq!(take(&mailbox), Poll::Ready(None));
+        assert_eq!((mailbox.taken(), mailbox.put_one(Bytes::from_static(b"c"))), (1, None));
     }
 }

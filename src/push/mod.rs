@@ -30,7 +30,7 @@ pub mod presence;
 pub mod router;
 pub mod settle;
 mod slot_stream;
-mod slots;
+pub mod slots;
 pub mod stream;
 pub mod stuck;
 pub mod sweep;

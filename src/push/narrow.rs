@@ -18,7 +18,7 @@ const WIDEN_AFTER: Duration = Duration::from_millis(300);
 /// How often it is widened so; the next time all hear of it.
 const WIDENINGS_MAX: u32 = 5;
 /// Tasks that one statement asks about.
-const LOOKUP_MAX: usize = 1_000;
+pub(super) const LOOKUP_MAX: usize = 1_000;
 /// Tasks that may be on offer to few at a time; what comes besides is offered to all.
 const OFFERS_MAX: usize = 20_000;
 

@@ -178,8 +178,8 @@ impl Router {
         }
         // Who is routed like nobody else here has nothing to share.
         let (mut alone, mut alike) = (Vec::new(), Vec::new());
-        for group in by_routing.into_values() {
-            if group.len() == 1 { alone.extend(group) } else { alike.push(group) }
+        for (routing, group) in by_routing {
+            if group.len() == 1 { alone.extend(group) } else { alike.push((routing, group)) }
         }
         for groups in alike.chunks(BACKLOGS_MAX) {
             alone.extend(self.refill_alike(groups).await?);
@@ -210,19 +210,20 @@ impl Router {
     /// of what is for them.
     async fn refill_alike<'a>(
         &self,
-        groups: &[Vec<&'a Arc<Stream>>],
+        groups: &[(Alike, Vec<&'a Arc<Stream>>)],
     ) -> Result<Vec<&'a Arc<Stream>>, StoreError> {
         let begun: Vec<Vec<_>> = groups
             .iter()
-            .map(|group| group.iter().map(|stream| stream.refill_begin()).collect())
+            .map(|(_, group)| group.iter().map(|stream| stream.refill_begin()).collect())
             .collect();
-        let routings: Vec<_> = groups.iter().map(|group| group[0].routing()).collect();
+        // As they were grouped: one of them may have been routed anew since.
+        let routings: Vec<_> = groups.iter().map(|(routing, _)| routing).collect();
         self.hub.count_backlog_read();
         let most = self.window_size * SHARED_WINDOWS;
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let backlogs = self.store.push_backlog_shared(&routings, limit).await?;
         let mut crowded_out = Vec::new();
-        for ((group, begun), backlog) in groups.iter().zip(begun).zip(backlogs) {
+        for (((_, group), begun), backlog) in groups.iter().zip(begun).zip(backlogs) {
             let is_all = backlog.len() < most;
             let backlog = announcements(backlog);
             for (stream, begun) in group.iter().zip(begun) {
@@ -309,6 +310,9 @@ impl Router {
         self.hub.end(stream, why);
     }
 }
+
+/// The codebases and capabilities that some streams have in common.
+type Alike = (Vec<String>, Vec<String>);
 
 fn announcements(backlog: Vec<PushTask>) -> Vec<Announcement> {
     backlog.into_iter().map(Announcement::new).collect()

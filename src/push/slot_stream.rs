@@ -195,6 +195,13 @@ impl Stream {
         }
     }
 
+    /// Its worker holds a task that it may not know of: the answer went to where it was before.
+    pub(super) fn owe(&self, task: TaskId, epoch: i64) {
+        if let Some(slots) = &mut self.state().slots {
+            slots.owe(task, epoch);
+        }
+    }
+
     /// Its worker ended a claim, here: the slot is free, or goes on to what comes next in the same moment.
     pub(super) fn finish(&self, task: TaskId, epoch: i64, for_next: bool) -> Option<Uuid> {
         let mut state = self.state();
@@ -253,11 +260,11 @@ impl Stream {
 
     /// After its end: claims that its worker cannot know of.
     pub(super) fn unread_claims(&self) -> Vec<(TaskId, i64)> {
-        let frames_left = self.frames_left.load(Ordering::Relaxed);
         let mut state = self.state();
         let Some(slots) = &mut state.slots else { return Vec::new() };
         slots.close();
         self.mailbox.shut();
+        let frames_left = self.frames_left.load(Ordering::Relaxed);
         slots.unread_by_anyone(frames_left)
     }
 }

@@ -15,7 +15,7 @@ use crate::store::HeldClaim;
 
 /// What is missing in a look at all that a worker holds must be missing in another one so much later: in
 /// between, an answer that carries the next task may have put it into the same slot.
-pub(super) const GONE_FOR: Duration = Duration::from_secs(1);
+pub const GONE_FOR: Duration = Duration::from_secs(1);
 /// The bytes of a frame, until it is known what they are here.
 const FRAME_BYTES_USUAL: u64 = 1024;
 /// How soon to look again for tasks that were there and locked; then after twice as long each time.
@@ -175,6 +175,13 @@ impl Slots {
         self.locked_pause = LOCKED_FIRST;
     }
 
+    /// The worker holds a task that it may not know of, and which is to be pushed.
+    pub(super) fn owe(&mut self, task: TaskId, epoch: i64) {
+        if self.insert(task, epoch, false) {
+            self.owed.push_back(task);
+        }
+    }
+
     /// Whether that is news.
     fn insert(&mut self, task: TaskId, epoch: i64, is_new: bool) -> bool {
         if self.held.get(&task).is_some_and(|known| known.epoch >= epoch) {
@@ -272,10 +279,11 @@ impl Slots {
             if is_known || is_under_way {
                 continue;
             }
-            self.insert(claim.task_id, claim.claim_epoch, false);
             // What the worker has claimed by itself since it connected, it knows.
             if is_first || is_pushed(claim) {
-                self.owed.push_back(claim.task_id);
+                self.owe(claim.task_id, claim.claim_epoch);
+            } else {
+                self.hold(claim.task_id, claim.claim_epoch);
             }
         }
         if matches!(look, Look::All(_)) {
@@ -312,9 +320,14 @@ impl Slots {
         self.held.values().any(|held| held.gone_at.is_some())
     }
 
-    /// Whether nothing that is held waits to be given back or pushed, and nothing is under way.
+    /// Whether its worker knows of nothing that it holds, and nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.reserved == 0
+        !self.is_any_known() && self.reserved == 0
+    }
+
+    /// Whether its worker holds something that is not owed to it.
+    pub(super) fn is_any_known(&self) -> bool {
+        self.held.len() > self.owed.len()
     }
 
     /// How long to wait before tasks are looked for again that were there and locked.

@@ -134,3 +134,28 @@ fn no_more_is_claimed_than_may_be_pushed() {
     }
     assert!(slots.claimable(40 * FRAME_BYTES_USUAL) <= 2);
 }
+
+#[test]
+fn a_worker_that_knows_of_nothing_it_holds_rests() {
+    let mut slots = slots(3);
+    assert!(slots.is_idle());
+    let (owed, known) = (task(), task());
+    slots.hold_new(owed, 1);
+    assert!(slots.is_idle() && !slots.is_any_known());
+    slots.hold(known, 1);
+    assert!(!slots.is_idle());
+    slots.finish(known, 1);
+    assert!(slots.is_idle());
+    slots.pushed(owed, frame(0), 10, NOW());
+    assert!(!slots.is_idle() && slots.is_any_known());
+}
+
+#[test]
+fn a_task_that_came_in_an_answer_to_nobody_is_owed() {
+    let mut slots = slots(3);
+    let task = task();
+    slots.owe(task, 2);
+    slots.owe(task, 2);
+    assert_eq!(slots.owed(99_999), [task]);
+    assert_eq!(slots.is_owed(task, 2), Some(true), "told as one it may know of");
+}

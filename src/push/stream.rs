@@ -193,8 +193,11 @@ impl Stream {
     }
 
     /// How well its worker would take a task, for whom it would be news; `None`: it is not for this worker,
-    /// or no news, or the stream is about to end.
+    /// or no news, or the stream is about to end, or is told of nothing since it has slots.
     pub(super) fn rank(&self, task: &Announcement) -> Option<Rank> {
+        if self.has_slots {
+            return None;
+        }
         let is_behind = !self.mailbox.is_empty();
         let state = self.state();
         let would_take = !state.is_retiring
@@ -294,6 +297,12 @@ impl Stream {
     /// The worker acted on a task; whether there is room for more now that waits.
     pub(super) fn settle(&self, task: TaskId) -> bool {
         self.state().window.settle(task);
+        self.wants_more()
+    }
+
+    /// What the worker was told of a task is not so; whether there is room for more now that waits.
+    pub(super) fn unsay(&self, task: TaskId) -> bool {
+        self.state().window.unsay(task);
         self.wants_more()
     }
 

@@ -283,10 +283,9 @@ impl Window {
 
     /// Takes out what can no longer be claimed, or what the worker acted on. Whether it was there.
     pub fn settle(&mut self, id: TaskId) -> bool {
-        let Some(known) = self.outstanding.remove(&id) else {
+        let Some(known) = self.take_out(id) else {
             return false;
         };
-        self.bytes -= known.bytes;
         if self.remembered.len() == REMEMBERED_MAX {
             self.remembered.pop_front();
             self.tails.pop_front();
@@ -295,6 +294,17 @@ impl Window {
         self.tails.push_back(tail(id));
         self.remembered.push_back(Remembered { ready, place: known.place });
         true
+    }
+
+    /// Takes out what the worker was told of and may not claim: the same announcement will be news to it.
+    pub fn unsay(&mut self, id: TaskId) {
+        self.take_out(id);
+    }
+
+    fn take_out(&mut self, id: TaskId) -> Option<Announced> {
+        let known = self.outstanding.remove(&id)?;
+        self.bytes -= known.bytes;
+        Some(known)
     }
 
     /// Whether the worker was told of this, and has not acted on it.

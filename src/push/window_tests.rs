@@ -184,3 +184,13 @@ fn s8_repeats_stay_within_what_a_worker_may_not_have_read() {
     now += REPEAT_LAST;
     assert!(!window.to_repeat(now).is_empty(), "it reads, so it is told again");
 }
+
+#[test]
+fn what_was_unsaid_is_news_again() {
+    let now = Instant::now();
+    let (mut window, tasks) = filled(4, 0, now);
+    window.unsay(tasks[0].id);
+    assert_eq!(window.consider(of(tasks[0], 0, 100), now), Verdict::Announce);
+    window.unsay(tasks[0].id);
+    assert_eq!((window.count(), window.bytes), (3, 300));
+}

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::json::Lenient;
 use super::{Store, StoreError};
-use crate::domain::{Asked, Routing, Status, Task, TaskId, WorkerId};
+use crate::domain::{Asked, Status, Task, TaskId, WorkerId};
 
 /// A claimable task as it is pushed.
 #[derive(Clone, Debug)]
@@ -151,17 +151,16 @@ impl Store {
         Ok(backlogs(workers.len(), rows))
     }
 
-    /// The best `limit` tasks that workers could claim now that are routed in some ways, whatever their
-    /// ids and names, best first. In the order of the ways.
+    /// The best `limit` tasks that workers could claim now that are routed in some ways (by codebases and
+    /// capabilities), whatever their ids and names, best first. In the order of the ways.
     pub async fn push_backlog_shared(
         &self,
-        routings: &[Routing],
+        routings: &[&(Vec<String>, Vec<String>)],
         limit: i64,
     ) -> Result<Vec<Vec<PushTask>>, StoreError> {
-        let codebases: Vec<_> =
-            routings.iter().map(|routing| routing.codebases.join(",")).collect();
+        let codebases: Vec<_> = routings.iter().map(|(codebases, _)| codebases.join(",")).collect();
         let capabilities: Vec<_> =
-            routings.iter().map(|routing| routing.capabilities.join(",")).collect();
+            routings.iter().map(|(_, capabilities)| capabilities.join(",")).collect();
         let rows = sqlx::query_file_as!(
             PushRow,
             "src/store/sql/push_backlog_shared.sql",

@@ -384,3 +384,22 @@ async fn s10_a_drained_replica_says_goodbye_to_its_streams_and_exits_in_time() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_task_that_a_worker_may_not_claim_is_told_it_again_when_it_may() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    let mut stream = replica.stream("worker_id=w&codebases=x&events=task_available").await;
+    let id = replica.create(json!({"title": "x", "codebase_id": "x"})).await;
+    assert_eq!(stream.announced().await, id);
+    let set = async |codebases: serde_json::Value| {
+        let path = "/v1/worker/codebases?worker_id=w";
+        let call = replica.http("PUT", path).json(&json!({"codebases": codebases}));
+        replica.request(call).await.expect(200);
+    };
+    set(json!([])).await;
+    assert_eq!(replica.claim(&id, "w").await.status, 403);
+    set(json!(["x"])).await;
+    assert_eq!(stream.announced().await, id);
+    replica.claim(&id, "w").await.expect(200);
+}

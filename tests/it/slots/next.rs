@@ -1,6 +1,8 @@
 //! The next task in the answer to a complete.
 
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
+use uuid::Uuid;
 
 use super::{finish, given, is_quiet, running};
 use crate::support::{Replica, TestDb};
@@ -88,4 +90,44 @@ async fn the_next_task_fills_the_slot_of_the_one_before() {
 #[tokio::test]
 async fn the_next_task_fills_the_slot_also_when_the_call_lands_elsewhere() {
     the_next_task_fills_the_slot(true).await;
+}
+
+/// The id of the claim that follows the first claim of a task, as the server makes it: the task's id, with the
+/// epoch in its last bytes.
+fn claim_after_the_first(task: &str) -> Uuid {
+    let mut bytes = task.parse::<Uuid>().unwrap().into_bytes();
+    bytes[15] ^= 1;
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    Uuid::from_bytes(bytes)
+}
+
+#[tokio::test]
+async fn when_nobody_knows_whether_the_next_task_was_claimed_the_call_is_refused_and_its_repetition_gets_it()
+ {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    let mut stream = replica.stream("worker_id=w&slots=1").await;
+    let id = replica.create(json!({"title": "first"})).await;
+    let first = given(&mut stream).await.data;
+    // Another call for the same claim that does not end: a session that holds its lock.
+    let mut other_call = PgConnection::connect(&db.url).await.unwrap();
+    let key = format!("hashtextextended('w {}', 0)", claim_after_the_first(&id));
+    let lock = sqlx::AssertSqlSafe(format!("select pg_advisory_lock({key})"));
+    other_call.execute(lock).await.unwrap();
+    let path = format!("/v1/tasks/{id}/complete?next=1");
+    let body = json!({"worker_id": "w", "claim_epoch": first["claim_epoch"], "result": 7});
+    let refused = replica.post(&path, body.clone()).await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert_eq!(replica.task(&id).await["status"], "completed");
+    other_call.close().await.unwrap();
+    let second = replica.create(json!({"title": "second"})).await;
+    let answer = replica.post(&path, body).await.expect(200);
+    // It is in the answer, or in the slot that was free meanwhile; and nowhere else.
+    if answer["next"].is_null() {
+        assert_eq!(given(&mut stream).await.task(), second);
+    } else {
+        assert_eq!(answer["next"]["id"], json!(second));
+        is_quiet(&mut stream).await;
+    }
+    assert_eq!(running(&db, "w").await, 1);
 }
