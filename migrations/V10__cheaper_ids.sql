@@ -9,6 +9,10 @@ create or replace function taskwire_are_ids(ids text[]) returns boolean
 declare
     id text;
 begin
+    -- `foreach` walks through lists of lists, too, which nobody can read.
+    if array_ndims(ids) > 1 or array_lower(ids, 1) <> 1 then
+        return false;
+    end if;
     foreach id in array ids loop
         if id is null or id ~ '[^A-Za-z0-9._:/@-]' or octet_length(id) not between 1 and 128 then
             return false;
@@ -18,7 +22,7 @@ begin
 end
 $$;
 
--- The rule of taskwire_is_id, written out (see V8). Validated by V11.
+-- The rule of taskwire_is_id, written out (see V8). Validated by V12.
 alter table tasks
     drop constraint tasks_codebase_is_valid,
     drop constraint tasks_target_worker_is_valid,

@@ -18,7 +18,7 @@ use super::workers::{Held, Way, stream_path};
 use super::{Asked, Failure, NOT_IN_THIS_BUILD, say};
 
 /// Tasks that one call claims, or completes.
-const CLAIMED_AT_ONCE: usize = 100;
+const CLAIMED_AT_ONCE: usize = 250;
 /// Connections that claim so.
 const CLAIMERS: usize = 2;
 /// Connections that complete one task a call.

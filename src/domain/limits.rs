@@ -21,7 +21,7 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 /// Claims that one call completes, at most.
 pub const COMPLETES_MAX: usize = 1_000;
 /// Tasks that one call may claim.
-pub const CLAIM_TASKS_MAX: i64 = 100;
+pub const CLAIM_TASKS_MAX: i64 = 1_000;
 /// Seconds that a call may wait for a task to claim.
 pub const CLAIM_WAIT_SECONDS_MAX: f64 = 60.0;
 /// Tasks that a worker may be given at a time by its stream.

@@ -13,7 +13,7 @@ use super::finishes::{FinishAnswer, check_result, finish};
 use super::problem::{Problem, Wire};
 use crate::domain::TaskId;
 use crate::domain::limits::{COMPLETES_MAX, Invalid};
-use crate::store::Verb;
+use crate::store::{StoreError, Verb};
 
 pub(super) fn router() -> Router<App> {
     Router::new().route("/v1/tasks/complete", post(complete_many))
@@ -50,8 +50,8 @@ enum Ended {
     Refused { task_id: TaskId, problem: Wire },
 }
 
-/// All of it is checked before anything is done. What is refused by its fence is refused alone; when Postgres
-/// is away the whole call is, and its repetition finds what took effect.
+/// All of it is checked before anything is done. What is refused by its fence, or since somebody has its row
+/// locked, is refused alone; when Postgres is away the whole call is, and its repetition finds what took effect.
 async fn complete_many(
     State(app): State<App>,
     caller: Caller,
@@ -73,7 +73,9 @@ async fn complete_many(
         async move {
             match finish(app, task_id, worker_id, epoch, Verb::Complete(result)).await {
                 Ok(answer) => Ok(Ended::Finished(answer)),
-                Err(problem @ Problem::Store(_)) => Err(problem),
+                Err(problem @ Problem::Store(StoreError::Unavailable(_) | StoreError::Busy)) => {
+                    Err(problem)
+                }
                 Err(problem) => Ok(Ended::Refused { task_id, problem: problem.wire() }),
             }
         }

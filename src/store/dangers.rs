@@ -95,6 +95,8 @@ pub struct Condition {
     pub queue_usage: f64,
     /// The setting that a new session has.
     pub synchronous_commit: String,
+    /// How large each of the tables is that grow.
+    pub table_bytes: Vec<i64>,
 }
 
 impl Store {
@@ -117,6 +119,7 @@ impl Store {
             dangers: all.into_iter().filter_map(|(is, danger)| is.then_some(danger)).collect(),
             queue_usage: row.queue_usage,
             synchronous_commit: row.synchronous_commit,
+            table_bytes: row.table_bytes,
         })
     }
 

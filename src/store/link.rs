@@ -274,12 +274,14 @@ impl Link {
             return Err(Error::WorkerCrashed);
         };
         let last = held.heard;
+        let mut failed = State::InUse;
         let done = match self.0.carriage {
             Carriage::Direct if self.1 == Plans::Shared => {
                 let answer = connection.fetch_many(query).try_collect::<Vec<_>>();
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
             Carriage::Direct | Carriage::Transactions => {
+                (held.state, failed) = (State::InTransaction, State::InTransaction);
                 let answer = session::in_transaction(connection, query, self.1);
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
@@ -290,7 +292,7 @@ impl Link {
                 State::Clean
             }
             Err(error) if is_fatal(error) => State::Broken,
-            Err(_) => State::InUse,
+            Err(_) => failed,
         };
         done
     }

@@ -162,16 +162,16 @@ impl Batch for FreedBatch {
         let Some(replica) = ops.first().map(|op| op.replica_id) else {
             return Ok(Vec::new());
         };
-        let (mut workers, mut tasks) = (Vec::new(), Vec::new());
-        for op in ops {
-            workers.push(op.worker_id.as_str());
-            tasks.push(op.ended.to_string());
-            if let Some(came) = op.came {
-                workers.push(op.worker_id.as_str());
-                tasks.push(format!("+{came}"));
+        let hint = |op: &FreedAsk| {
+            let FreedAsk { worker_id, ended, came, .. } = op;
+            match came {
+                Some(came) => format!("{worker_id} {ended} {worker_id} +{came}"),
+                None => format!("{worker_id} {ended}"),
             }
-        }
-        sqlx::query_file!("src/store/sql/slots_freed.sql", &workers as &[&str], &tasks, replica.0)
+        };
+        let (workers, hints): (Vec<_>, Vec<_>) =
+            ops.iter().map(|op| (op.worker_id.as_str(), hint(op))).unzip();
+        sqlx::query_file!("src/store/sql/slots_freed.sql", &workers as &[&str], &hints, replica.0)
             .execute(&self.link)
             .await?;
         Ok(ops.iter().map(|_| Ok(())).collect())

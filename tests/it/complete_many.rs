@@ -79,3 +79,30 @@ async fn a_list_that_is_not_valid_ends_nothing() {
     let empty = replica.post("/v1/tasks/complete", json!({"worker_id": "w", "tasks": []})).await;
     assert_eq!(empty.expect(200), json!({"results": []}));
 }
+
+#[tokio::test]
+async fn a_row_that_somebody_has_locked_costs_the_others_of_a_list_nothing() {
+    let db = TestDb::new().await;
+    let replica = Replica::start(&db).await;
+    let claims = three_claims(&replica).await;
+    let locked = claims[1]["id"].as_str().unwrap();
+    let mut operator = db.pool.begin().await.unwrap();
+    let lock = format!("select 1 from tasks where id = '{locked}' for update");
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *operator).await.unwrap();
+    let tasks: Vec<_> = claims.iter().map(|task| done(task, &json!(1))).collect();
+    let body = json!({"worker_id": "w", "tasks": tasks});
+    let answer = replica.post("/v1/tasks/complete", body.clone()).await.expect(200);
+    let results = answer["results"].as_array().unwrap();
+    assert_eq!(
+        (&results[0]["status"], &results[2]["status"]),
+        (&json!("completed"), &json!("completed"))
+    );
+    assert_eq!(results[1]["problem"]["status"], 503, "{answer}");
+    operator.rollback().await.unwrap();
+    let answer = replica.post("/v1/tasks/complete", body).await.expect(200);
+    for result in answer["results"].as_array().unwrap() {
+        assert_eq!(result["status"], "completed", "{answer}");
+    }
+    // What failed was a statement, not its connection: nothing was begun that had to be taken back.
+    assert!(!replica.log().contains("no transaction in progress"), "{}", replica.log());
+}

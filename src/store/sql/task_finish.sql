@@ -1,7 +1,8 @@
 -- task_finish
 -- Completes, fails and releases claims, many in one statement. The fence stands in the `where`: only the
 -- task's present owner, at the epoch that it names, changes anything. Of several calls for one claim the
--- first one counts: they are joined in their order.
+-- first one counts: they are joined in their order, for which the clauses that join are such that Postgres can
+-- neither hash nor merge by them.
 --
 -- A failed attempt is retried after a pause while attempts are left. A task whose cancellation was
 -- asked for ends cancelled instead.
@@ -40,9 +41,9 @@ with asked as materialized (
                                  when 'fail' then a.error
                                  else coalesce(a.error, t.error) end
       from asked a
-     where t.id = a.task_id
+     where t.id = any (array[a.task_id])
        and t.lease_expires_at is not null
-       and t.claimed_by = a.worker_id
+       and t.claimed_by is not distinct from a.worker_id
        and (a.claim_epoch is null or t.claim_epoch = a.claim_epoch)
     returning a.n, a.error as said, t.id, t.status, t.attempt, t.max_attempts, t.claim_epoch, t.claimed_by,
               t.claimed_at, t.claim_id, t.claim_outcome, t.run_at
