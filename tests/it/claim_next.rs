@@ -59,7 +59,7 @@ async fn a_bad_ask_is_refused_by_its_field_and_a_stranger_is_told_to_register() 
     let db = TestDb::new().await;
     let replica = Replica::start(&db).await;
     for (field, value) in
-        [("n", json!(0)), ("n", json!(101)), ("wait", json!(60.1)), ("wait", json!(-1))]
+        [("n", json!(0)), ("n", json!(1_001)), ("wait", json!(60.1)), ("wait", json!(-1))]
     {
         let refused = claim_next(&replica, "w", json!({ field: value })).await;
         assert_eq!((refused.status, refused.problem().as_str()), (422, "invalid_field"));
