@@ -168,7 +168,7 @@ impl Crowd {
             Announcement::new(push_task(&codebase(0), 100))
         };
         bencher.with_inputs(next).bench_local_values(|task| {
-            self.hub.announce(&task);
+            self.hub.announce(std::slice::from_ref(&task));
             last.replace(Some(task));
         });
     }
@@ -205,7 +205,7 @@ mod announce {
         let crowd = Crowd::new(streams, 10, Fanout::All);
         bencher
             .with_inputs(|| Announcement::new(push_task("another", 100)))
-            .bench_local_refs(|task| crowd.hub.announce(task));
+            .bench_local_refs(|task| crowd.hub.announce(std::slice::from_ref(task)));
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Secret};
@@ -30,6 +30,9 @@ use crate::stalls;
 use crate::store::migrate::{MigrateError, migrate};
 use crate::store::{Danger, Store, StoreError, Times, chain, parse_url};
 
+/// Connections that wait to be accepted, as far as the machine lets them. One that finds no place there tries again
+/// after a second; a fleet that reconnects at once is some thousands.
+const BACKLOG: u32 = 8_192;
 /// How long a start waits for a Postgres that is not there yet.
 const POSTGRES_WAIT: Duration = Duration::from_secs(30);
 /// How long the first canary may take.
@@ -100,8 +103,15 @@ impl From<StoreError> for StartError {
 }
 
 /// Listens before anything is started, so that a taken address is known at once.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Bind(address, error))
+pub fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A port that a server has just left.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| StartError::Bind(address, error))
 }
 
 /// Reads the two URLs of Postgres: for statements, and for LISTEN.

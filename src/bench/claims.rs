@@ -20,7 +20,7 @@ const CONNECTIONS: [(usize, Option<f64>); 3] = [(1, None), (32, Some(1.4)), (128
 /// Clients of the floor.
 const FLOOR_CLIENTS: u32 = 32;
 /// Claims a second that nobody reaches: so many tasks are prepared for each second.
-const CLAIMS_PER_SECOND_MAX: f64 = 40_000.0;
+const CLAIMS_PER_SECOND_MAX: f64 = 60_000.0;
 /// The same over one connection.
 const LONE_CLAIMS_PER_SECOND_MAX: f64 = 8_000.0;
 /// Rows that each client of the floor claims in a second, about.

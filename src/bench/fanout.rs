@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::client::{Connection, post, text_after};
+use super::client::{Connection, post, post_into, text_after};
 use super::ground::Database;
-use super::load::closed_loop;
+use super::load::{Done, closed_loop};
 use super::machine::cpu_seconds;
 use super::replicas::{Server, minimal, replica};
 use super::report::{Report, Row, Target};
@@ -29,6 +29,8 @@ const TIME_TARGET: f64 = 1.11;
 const PACE_TARGET: f64 = 0.9;
 /// What a task may cost more among ten times as many streams.
 const COST_TARGET: f64 = 1.1;
+/// Tasks that each of these streams is told of, at most: less than fit into a window.
+const TOLD_MAX: usize = 100;
 /// Connections that create where a task's cost is measured.
 const PRODUCERS: usize = 4;
 /// A server is left alone for so long after streams were opened.
@@ -195,25 +197,39 @@ async fn cost(asked: &Asked<'_>, database: &Database, count: usize) -> Result<f6
     let streams = open(server.address, count, path).await?;
     sleep(asked.pause(CALM)).await;
     let length = Duration::from_secs_f64(asked.seconds);
+    // Every stream has heard of something: what it keeps is there.
+    create_for_each(&server, codebases, codebases, length * 2).await?;
+    sleep(asked.pause(CALM)).await;
     let used = || cpu_seconds(server.pid).ok_or("there is no /proc to read CPU time from");
     let before = used()?;
     sleep(length).await;
     let idle = used()? - before;
     let before = used()?;
-    // Each codebase in turn; all streams together are told of ten times as much.
-    let done = closed_loop(&[server.address], PRODUCERS, length, 201, |producer| {
-        let mut number = producer;
-        move |request: &mut Vec<u8>| {
-            number += PRODUCERS;
-            let codebase = number % codebases;
-            let body = format!(r#"{{"title":"bench","codebase_id":"bench-{codebase}"}}"#);
-            super::client::post_into(request, "/v1/tasks", &body);
-            true
-        }
-    })
-    .await?;
+    // Of so many that no window is ever full: what is held back costs nothing.
+    let most = asked.sizes.idle_streams / 10 / STREAMS_PER_CODEBASE * TOLD_MAX;
+    let done = create_for_each(&server, codebases, most, length).await?;
     let busy = used()? - before;
     drop(streams);
     server.end().await;
     Ok((busy - idle * done.seconds / asked.seconds) * 1e6 / done.calls as f64)
+}
+
+/// Creates so many tasks at most, for one codebase after the other.
+async fn create_for_each(
+    server: &Server,
+    codebases: usize,
+    most: usize,
+    length: Duration,
+) -> Result<Done, Failure> {
+    closed_loop(&[server.address], PRODUCERS, length, 201, |producer| {
+        let mut number = producer;
+        move |request: &mut Vec<u8>| {
+            let codebase = number % codebases;
+            let body = format!(r#"{{"title":"bench","codebase_id":"bench-{codebase}"}}"#);
+            post_into(request, "/v1/tasks", &body);
+            number += PRODUCERS;
+            number <= most + PRODUCERS
+        }
+    })
+    .await
 }

@@ -1,5 +1,6 @@
 //! Measurement 8: one task, and thousands of workers that all want it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::activity::{Activity, Quiet};
-use super::client::{Connection, post, text_after};
+use super::client::{Connection, get, post, text_after};
 use super::figures::median;
 use super::ground::Database;
 use super::life::opened_or_refused;
@@ -138,6 +139,13 @@ async fn herd_on(
     Ok(races)
 }
 
+/// A connection that the server has taken: thousands at once would fill the queue before it.
+async fn warm(address: SocketAddr) -> Result<Connection, io::Error> {
+    let mut connection = Connection::open(address).await?;
+    connection.call(&get("/healthz")).await?.expect(200)?;
+    Ok(connection)
+}
+
 fn name(worker: usize) -> String {
     format!("bench-{worker}")
 }
@@ -161,7 +169,7 @@ async fn one(
     // Opened for each task: a server closes those that say nothing for long.
     let mut connections: Vec<_> = if way == Way::Claims {
         stream::iter(0..count)
-            .map(|_| Connection::open(address))
+            .map(|_| warm(address))
             .buffer_unordered(OPENING_MAX)
             .try_collect()
             .await?
@@ -192,8 +200,13 @@ async fn one(
     let task = text_after(answer.body, r#""id":""#).unwrap_or_default().to_owned();
     let ms = |at: Instant| at.duration_since(sent).as_secs_f64() * 1000.0;
     let (mut winner, mut last_ms, mut losers, mut waiting) = (None, 0.0_f64, 0, 0_usize);
+    let mut herd = Vec::with_capacity(count);
     // To the end of the herd: all have answers, and nobody else hears of it.
     while winner.is_none() || waiting > 0 || losers + 1 < count {
+        // Who failed says nothing, and would be waited for.
+        while let Some(ended) = running.try_join_next() {
+            herd.push(ended??);
+        }
         match timeout(QUIET, said.recv()).await {
             Ok(Some(Said::Heard)) => waiting += 1,
             Ok(Some(Said::Won(at, won))) => {
@@ -210,7 +223,6 @@ async fn one(
         }
     }
     stop.send_replace(true);
-    let mut herd = Vec::with_capacity(count);
     while let Some(stream) = running.join_next().await {
         herd.push(stream??);
     }
@@ -241,14 +253,17 @@ async fn want(
                 }
                 pushed = pushed.take().or_else(|| Held::of(event));
             })
-            .await?;
+            .await
+            .map_err(|error| format!("the stream of a worker: {error}"))?;
     }
     let _ = says.send(Said::Heard);
     let said = match (pushed, heard, connection) {
         (Some(held), ..) => Said::Won(Instant::now(), held),
         (None, Some(id), Some(mut connection)) => {
             let body = format!(r#"{{"worker_id":"{}"}}"#, name(worker));
-            let answer = connection.call(&post(&format!("/v1/tasks/{id}/claim"), &body)).await?;
+            let claim = post(&format!("/v1/tasks/{id}/claim"), &body);
+            let answer =
+                connection.call(&claim).await.map_err(|error| format!("a claim: {error}"))?;
             if answer.status == 200 {
                 Said::Won(Instant::now(), Held { id, epoch: 1 })
             } else {

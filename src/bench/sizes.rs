@@ -32,7 +32,7 @@ impl Sizes {
         idle_streams: 10_000,
         herd_workers: 5_000,
         finished: 1_000_000,
-        pending: 100_000,
+        pending: 250_000,
         held_seconds: 60.0,
     };
     /// A table as large as it gets; takes long to fill.

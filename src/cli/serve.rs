@@ -11,7 +11,7 @@ pub(super) fn serve(config: &Config) -> Result<(), Fatal> {
     start_logging(config)?;
     runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        let listener = server::bind(config.bind).await?;
+        let listener = server::bind(config.bind)?;
         let (own, url) = if let Some(url) = &config.database_url { (None, url.clone()) } else {
             let own = start_own_postgres(config).await?;
             let url = Secret::from(own.url());

@@ -24,6 +24,12 @@ impl Announcement {
         Ready { id: self.push.task.id, xid: self.push.ready_xid }
     }
 
+    /// Whether the hub finds the same streams for both.
+    pub(super) fn concerns_the_same(&self, other: &Self) -> bool {
+        let (task, other) = (&self.push.task, &other.push.task);
+        task.codebase_id == other.codebase_id && task.target_worker_id == other.target_worker_id
+    }
+
     pub(super) fn priority(&self) -> i32 {
         self.push.task.priority
     }

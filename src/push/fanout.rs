@@ -70,7 +70,7 @@ impl Hub {
     pub(super) fn offer_to_more(&self, task: &Announcement) {
         let Some((count, told)) = self.narrow.widen(task.ready()) else {
             self.metrics.fanout("all");
-            return self.offer_to_all(task);
+            return self.offer_to_all(&[task]);
         };
         let share = self.narrow.share(count, task.ready()).saturating_sub(told);
         let (told, is_all) = self.offer_to_best(task, share);
@@ -114,7 +114,7 @@ impl Hub {
             if told == count {
                 break;
             }
-            told += u32::from(self.offer(&stream, task, now));
+            told += u32::from(self.offer(&stream, &[task], now) == 1);
         }
         self.count_announcements(usize::try_from(told).unwrap_or(usize::MAX));
         told

@@ -19,7 +19,7 @@ use super::assign::Errands;
 use super::frames::End;
 use super::index::Index;
 use super::narrow::Narrow;
-use super::stream::{Offer, Stream};
+use super::stream::Stream;
 use super::waiters::Waiters;
 use crate::domain::routing::is_for_all;
 use crate::domain::{Asked, ConnectionId, Fanout, Routing, TaskId, WorkerId};
@@ -127,47 +127,53 @@ impl Hub {
         self.metrics.streams_open.set(i64::try_from(index.streams.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells the streams that a task is for, all or a few of them first, and one of the calls that wait.
+    /// Tells the streams that tasks are for, all or a few of them first, and for each one of the calls that wait.
     /// Where a stream with slots takes it, no call is woken for it.
-    pub fn announce(&self, task: &Announcement) {
-        if !self.assign(task) {
-            self.waiters.wake_one(&task.push.task);
-        }
-        if !self.offer_to_few(task) {
-            self.offer_to_all(task);
+    pub fn announce(&self, tasks: &[Announcement]) {
+        self.assign_or_wake(tasks);
+        let to_all: Vec<_> = tasks.iter().filter(|task| !self.offer_to_few(task)).collect();
+        self.offer_to_all(&to_all);
+    }
+
+    /// The same for tasks that were told before: all are told.
+    pub(super) fn announce_again(&self, tasks: &[Announcement]) {
+        self.assign_or_wake(tasks);
+        self.offer_to_all(&tasks.iter().collect::<Vec<_>>());
+    }
+
+    fn assign_or_wake(&self, tasks: &[Announcement]) {
+        for task in tasks {
+            if !self.assign(task) {
+                self.waiters.wake_one(&task.push.task);
+            }
         }
     }
 
-    /// The same for a task that was told before: all are told.
-    pub(super) fn announce_again(&self, task: &Announcement) {
-        if !self.assign(task) {
-            self.waiters.wake_one(&task.push.task);
-        }
-        self.offer_to_all(task);
-    }
-
-    pub(super) fn offer_to_all(&self, task: &Announcement) {
+    /// Offers tasks to all whom they concern. Tasks that concern the same streams go to one stream after the other,
+    /// each of which is looked up in memory once for all of them.
+    pub(super) fn offer_to_all(&self, tasks: &[&Announcement]) {
         let now = std::time::Instant::now();
         let mut told = 0;
-        for stream in self.concerned(task) {
-            told += usize::from(self.offer(&stream, task, now));
+        for alike in tasks.chunk_by(|one, other| one.concerns_the_same(other)) {
+            for stream in self.concerned(alike[0]) {
+                told += self.offer(&stream, alike, now);
+            }
         }
         self.count_announcements(told);
     }
 
-    /// Offers a task to one stream; whether its worker is told.
+    /// Offers tasks to one stream; of how many its worker is told.
     pub(super) fn offer(
         &self,
         stream: &Stream,
-        task: &Announcement,
+        tasks: &[&Announcement],
         now: std::time::Instant,
-    ) -> bool {
-        match stream.offer(task, now) {
-            Offer::Told => return true,
-            Offer::HeldBack if stream.wants_more() => self.refill_one(stream.connection_id),
-            _ => {}
+    ) -> usize {
+        let (told, held_back) = stream.offer(tasks, now);
+        if held_back && stream.wants_more() {
+            self.refill_one(stream.connection_id);
         }
-        false
+        told
     }
 
     /// How many streams a task may concern, and up to `count` of them from a place in their order on.

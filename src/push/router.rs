@@ -91,32 +91,33 @@ impl Router {
 
     /// Looks tasks up and tells the streams that they are for.
     pub async fn announce(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
-        self.look_up(&ids, |task| self.hub.announce(task)).await
+        self.look_up(&ids, |tasks| self.hub.announce(tasks)).await
     }
 
     /// The same for tasks that were told before.
     pub(super) async fn announce_again(&self, ids: Vec<TaskId>) -> Result<(), StoreError> {
-        self.look_up(&ids, |task| self.hub.announce_again(task)).await
+        self.look_up(&ids, |tasks| self.hub.announce_again(tasks)).await
     }
 
     /// Offers tasks to more streams that were offered to few.
     pub(super) async fn widen(&self, ids: &[TaskId]) -> Result<(), StoreError> {
-        self.look_up(ids, |task| self.hub.offer_to_more(task)).await
+        self.look_up(ids, |tasks| tasks.iter().for_each(|task| self.hub.offer_to_more(task))).await
     }
 
     async fn look_up(
         &self,
         ids: &[TaskId],
-        tell: impl Fn(&Announcement),
+        tell: impl Fn(&[Announcement]),
     ) -> Result<(), StoreError> {
         if self.hub.is_idle() {
             return Ok(());
         }
         for ids in ids.chunks(LOOKUP_TASKS_MAX) {
-            for push in self.store.push_claimable(ids).await? {
-                let task = Announcement::new(push);
-                tell(&task);
-                self.looked_up().add(task.ready());
+            let tasks = announcements(self.store.push_claimable(ids).await?);
+            tell(&tasks);
+            let mut looked_up = self.looked_up();
+            for task in &tasks {
+                looked_up.add(task.ready());
             }
         }
         Ok(())

@@ -146,13 +146,25 @@ impl Stream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the worker of a task that has just become claimable.
-    pub(super) fn offer(&self, task: &Announcement, now: Instant) -> Offer {
-        self.offer_from(From::Live, task, now)
+    /// Tells the worker of tasks that have just become claimable: of how many, and whether others wait.
+    pub(super) fn offer(&self, tasks: &[&Announcement], now: Instant) -> (usize, bool) {
+        let mut state = self.state();
+        let (mut told, mut held_back) = (0, false);
+        for task in tasks {
+            let offer = self.offer_from(&mut state, From::Live, task, now);
+            told += usize::from(offer == Offer::Told);
+            held_back |= offer == Offer::HeldBack;
+        }
+        (told, held_back)
     }
 
-    fn offer_from(&self, from: From, task: &Announcement, now: Instant) -> Offer {
-        let mut state = self.state();
+    fn offer_from(
+        &self,
+        state: &mut State,
+        from: From,
+        task: &Announcement,
+        now: Instant,
+    ) -> Offer {
         // Tasks are claimed for a worker with slots, and it is told of nothing else.
         if self.has_slots || !state.routing.matches(task.push.task.routing()) {
             return Offer::Passed;
@@ -260,13 +272,15 @@ impl Stream {
     /// it was told of, and whether to read again at once.
     pub fn refill(&self, before: Refill, backlog: &[Announcement], is_all: bool) -> (usize, bool) {
         let now = Instant::now();
-        let offers: Vec<_> =
-            backlog.iter().map(|task| self.offer_from(From::Backlog, task, now)).collect();
+        let mut state = self.state();
+        let offers: Vec<_> = backlog
+            .iter()
+            .map(|task| self.offer_from(&mut state, From::Backlog, task, now))
+            .collect();
         let count = |what| offers.iter().filter(|offer| **offer == what).count();
         let (told, held) = (count(Offer::Told), count(Offer::HeldBack));
         let is_busy = count(Offer::SocketIsBusy) > 0;
 
-        let mut state = self.state();
         let waiting = &mut state.waiting;
         let held_live = waiting.held_back > before.0 + (held + count(Offer::SocketIsBusy)) as u64;
         if !is_all {

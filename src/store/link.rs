@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use held::{Held, State};
+pub(crate) use session::SESSION;
 pub(super) use session::{Carriage, Plans, bare};
 
 /// Connections that run statements, at most; the pulse has one more. Group commit needs few; the rest

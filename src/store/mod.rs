@@ -35,6 +35,7 @@ pub use error::{StoreError, chain, report};
 pub use finishes::{Finish, FinishAsk, Finished, Verb};
 pub use heartbeats::{Heartbeat, HeartbeatAsk};
 pub use late::Lost;
+pub(crate) use link::SESSION;
 pub use listening::Listening;
 pub use maintenance::Reaped;
 pub use nexts::{Next, NextAsk};

@@ -47,7 +47,8 @@ macro_rules! settings {
     };
 }
 
-const SESSION: &str = settings!("set", "false");
+/// The settings of a session, as one text of statements.
+pub(crate) const SESSION: &str = settings!("set", "false");
 const BEGIN: &str = concat!("begin; ", settings!("set local", "true"));
 const OWN_PLAN: &str =
     "set local plan_cache_mode = force_custom_plan; set local enable_seqscan = on";
