@@ -57,6 +57,13 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
     let mut unclaimed = Unclaimed { from: 1 };
     load(&grown, finished, pending).await?;
     let (mut before, mut after) = (Figures::default(), Figures::default());
+    // Now that there is nothing for them to do: what is claimed below has nobody who works on it.
+    for _ in 0..asked.rounds {
+        for (database, figures) in [(&empty, &mut before), (&grown, &mut after)] {
+            figures.sweep.push(sweep_ms(database).await?);
+            figures.duties.push(duties_ms(database).await?);
+        }
+    }
     for round in 1..=asked.rounds {
         say(&format!("{NAME}: round {round} of {}", asked.rounds));
         for (place, count) in REPLICAS.into_iter().enumerate() {
@@ -67,10 +74,6 @@ pub(super) async fn run(asked: &Asked<'_>, report: &mut Report) -> Result<(), Fa
             let mut fresh = Unclaimed { from: 1 };
             measure(asked, &empty, place, count, &mut before, &mut fresh, each).await?;
             measure(asked, &grown, place, count, &mut after, &mut unclaimed, each).await?;
-        }
-        for (database, figures) in [(&empty, &mut before), (&grown, &mut after)] {
-            figures.sweep.push(sweep_ms(database).await?);
-            figures.duties.push(duties_ms(database).await?);
         }
     }
     let sizes = format!("{finished} finished, {pending} pending");

@@ -4,6 +4,7 @@
 //! deadline inside it would never be looked at.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +18,13 @@ use tokio::time::Sleep;
 
 /// A peer that takes no byte for so long while there are some for it is broken (protocol S8).
 pub(super) const WRITE_PROGRESS_WITHIN: Duration = Duration::from_secs(20);
-/// A silent peer is probed after this long.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+/// A silent peer is probed after so many seconds, each after another time: thousands that came at once would be probed
+/// at once, the kernel's queue for packets to this machine itself holds a thousand, and two lost probes are the
+/// end of a connection.
+const KEEPALIVE_AFTER: RangeInclusive<u64> = 6..=10;
 /// And then this often. One that never answers is given up by `TCP_USER_TIMEOUT`, 20 to 25 s after
 /// its last sign of life.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEPALIVE_EVERY: RangeInclusive<u64> = 4..=6;
 
 /// A connection to a client.
 #[derive(Debug)]
@@ -37,9 +40,11 @@ impl Socket {
     pub(super) fn new(tcp: TcpStream) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let options = SockRef::from(&tcp);
-        options.set_tcp_keepalive(
-            &TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY),
-        )?;
+        let seconds = |range| Duration::from_secs(rand::random_range(range));
+        let keepalive = TcpKeepalive::new()
+            .with_time(seconds(KEEPALIVE_AFTER))
+            .with_interval(seconds(KEEPALIVE_EVERY));
+        options.set_tcp_keepalive(&keepalive)?;
         // The kernel's own: also for what it has taken from us and the peer has not acknowledged, or has
         // no room for. Without it a vanished peer is noticed after a quarter of an hour.
         #[cfg(target_os = "linux")]
