@@ -7,7 +7,6 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::App;
@@ -232,18 +231,15 @@ pub(super) async fn finish(
     verb: Verb,
 ) -> Result<FinishAnswer, Problem> {
     let app = app.clone();
-    let (answer, answered) = oneshot::channel();
-    tokio::spawn(async move {
-        let ended = end(&app, task_id, &worker_id, claim_epoch, verb).await;
-        let epoch = ended.as_ref().ok().map(|ended| ended.claim_epoch);
-        let is_here = epoch.is_none_or(|epoch| app.hub.finished(&worker_id, task_id, epoch));
-        let _ = answer.send(ended);
-        if !is_here {
+    let finish = async move {
+        let answer = end(&app, task_id, &worker_id, claim_epoch, verb).await?;
+        if !app.hub.finished(&worker_id, task_id, answer.claim_epoch) {
             // Nobody waits for it.
-            tell_elsewhere(app, worker_id, task_id, None).await;
+            tokio::spawn(tell_elsewhere(app, worker_id, task_id, None));
         }
-    });
-    answered.await.unwrap_or(Err(Problem::Store(StoreError::Busy)))
+        Ok(answer)
+    };
+    tokio::spawn(finish).await.map_err(|_| Problem::Store(StoreError::Busy))?
 }
 
 async fn end(

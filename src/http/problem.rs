@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::request_body::BODY_SILENCE_MAX;
@@ -65,7 +65,8 @@ struct Described {
 pub(super) struct Wire {
     r#type: String,
     title: &'static str,
-    status: u16,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
     code: &'static str,
     detail: String,
     #[serde(flatten)]
@@ -75,12 +76,17 @@ pub(super) struct Wire {
 /// Seconds after which a client may try again what failed in passing.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn as_number<S: Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
 impl Problem {
     /// As it is sent, alone or in an answer about many things.
     pub(super) fn wire(&self) -> Wire {
         let Described { status, code, title, detail, more } = self.describe();
         let r#type = format!("urn:taskwire:problem:{code}");
-        Wire { r#type, title, status: status.as_u16(), code, detail, more }
+        Wire { r#type, title, status, code, detail, more }
     }
 
     /// Exhaustive on purpose: a new variant does not compile until it is described.
@@ -383,7 +389,7 @@ impl IntoResponse for Problem {
             tracing::error!("a request failed: {}", chain(error));
         }
         let wire = self.wire();
-        let status = StatusCode::from_u16(wire.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = wire.status;
         let mut response = (status, Json(wire)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

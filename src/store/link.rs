@@ -275,26 +275,22 @@ impl Link {
             return Err(Error::WorkerCrashed);
         };
         let last = held.heard;
-        let mut failed = State::InUse;
         let done = match self.0.carriage {
             Carriage::Direct if self.1 == Plans::Shared => {
                 let answer = connection.fetch_many(query).try_collect::<Vec<_>>();
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
             Carriage::Direct | Carriage::Transactions => {
-                (held.state, failed) = (State::InTransaction, State::InTransaction);
+                held.state = State::InTransaction;
                 let answer = session::in_transaction(connection, query, self.1);
                 self.answered(last, STATEMENT_WAIT, answer).await
             }
         };
-        held.state = match &done {
-            Ok(_) => {
-                held.heard = Instant::now();
-                State::Clean
-            }
-            Err(error) if is_fatal(error) => State::Broken,
-            Err(_) => failed,
-        };
+        match &done {
+            Ok(_) => (held.heard, held.state) = (Instant::now(), State::Clean),
+            Err(error) if is_fatal(error) => held.state = State::Broken,
+            Err(_) => {}
+        }
         done
     }
 

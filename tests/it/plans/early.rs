@@ -10,8 +10,7 @@ async fn backends(db: &TestDb) -> Vec<String> {
     let pids = db
         .value(
             "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity
-              where application_name = 'taskwire' and datname = current_database()
-                and query like '%--%'",
+              where application_name = 'taskwire' and datname = current_database()",
         )
         .await;
     pids.split_whitespace().map(str::to_owned).collect()
